@@ -1,0 +1,146 @@
+"""Clusterings: feature vectors in, a label for each vector out. Nothing here knows of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+__all__ = ["CLUSTERINGS", "canonical_labels", "inertia", "kmeans", "squared_distances", "ward"]
+
+# Rows of the distance matrix computed at once: bounds the float64 copy of the features that a product needs.
+_ROWS = 2048
+
+
+def squared_distances(features: torch.Tensor) -> np.ndarray:
+    """Pairwise squared Euclidean distances, accumulated in float64 by matrix products.
+
+    Args:
+        features: Vectors, shape `[n, f]`, any floating dtype, on any device that has float64.
+
+    Returns:
+        Symmetric matrix with a zero diagonal, shape `[n, n]`, float64.
+    """
+    # Distances do not change under a shift, and small norms lose fewer digits in |a|^2 + |b|^2 - 2ab.
+    centre = features.double().mean(dim=0)
+    norms = torch.cat([(rows.double() - centre).square().sum(dim=1) for rows in features.split(_ROWS)])
+    distances = np.empty((len(features), len(features)))
+    start = 0
+    for rows in features.split(_ROWS):
+        stop = start + len(rows)
+        left = rows.double() - centre
+        column = 0
+        for others in features[:stop].split(_ROWS):
+            right = others.double() - centre
+            block = norms[start:stop, None] + norms[column : column + len(right)] - 2 * left @ right.T
+            block = block.clamp_(min=0).cpu().numpy()
+            distances[start:stop, column : column + len(right)] = block
+            distances[column : column + len(right), start:stop] = block.T
+            column += len(right)
+        start = stop
+    np.fill_diagonal(distances, 0.0)
+    return distances
+
+
+def ward(features: torch.Tensor, k: int, seed: int = 0) -> np.ndarray:
+    """Agglomerative clustering by Ward's criterion (the pair of clusters whose union adds least inertia is merged).
+
+    It beats k-means on FFN units, takes seconds, and has no randomness.
+
+    Args:
+        features: Vectors, shape `[n, f]`.
+        k: Number of clusters, 1 to n.
+        seed: Not used: the result does not depend on chance.
+
+    Returns:
+        Labels 0 to k - 1 in order of first appearance, shape `[n]`, int64. Every label occurs.
+    """
+    from scipy.cluster.hierarchy import linkage
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial.distance import squareform
+
+    n = len(features)
+    if k == n:
+        return np.arange(n)
+    squared = squared_distances(features)
+    condensed = squareform(np.sqrt(squared, out=squared), checks=False)
+    del squared
+    merges = linkage(condensed, method="ward")[: n - k, :2].astype(np.int64)
+    # The first n - k merges form a forest over the vectors (nodes 0..n-1) and the unions (nodes n..): its trees are
+    # the clusters. (`fcluster(maxclust)` may return fewer than k clusters where merge heights tie.)
+    unions = np.repeat(np.arange(n, n + len(merges)), 2)
+    graph = coo_array((np.ones(len(unions)), (unions, merges.ravel())), shape=(n + len(merges),) * 2)
+    _, labels = connected_components(graph, directed=False)
+    return canonical_labels(labels[:n])
+
+
+def kmeans(features: torch.Tensor, k: int, seed: int = 0) -> np.ndarray:
+    """k-means (k-means++ start, Lloyd's algorithm), the clustering of the paper.
+
+    Args:
+        features: Vectors, shape `[n, f]`.
+        k: Number of clusters, 1 to n.
+        seed: Seed of the start.
+
+    Returns:
+        Labels 0 to k - 1 in order of first appearance, shape `[n]`, int64. Where the vectors have fewer than k
+        distinct values, copies are split off until every label occurs.
+    """
+    import warnings
+
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    # Centres are summed thread by thread in the order in which threads finish: one thread makes the bits repeatable.
+    with threadpool_limits(1), warnings.catch_warnings():
+        # Fewer distinct vectors than clusters: mended below.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = KMeans(k, random_state=seed, n_init=1).fit(features.float().cpu().numpy()).labels_.astype(np.int64)
+    counts = np.bincount(labels, minlength=k)
+    for empty in np.flatnonzero(counts == 0):
+        moved = np.flatnonzero(labels == counts.argmax())[-1]
+        counts[labels[moved]] -= 1
+        counts[empty] += 1
+        labels[moved] = empty
+    return canonical_labels(labels)
+
+
+def canonical_labels(labels: np.ndarray) -> np.ndarray:
+    """Renames labels to 0, 1, ... in order of first appearance, so that equal partitions have equal labels.
+
+    Args:
+        labels: Integers, shape `[n]`.
+
+    Returns:
+        Shape `[n]`, int64.
+    """
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
+
+
+def inertia(features: torch.Tensor, labels: np.ndarray) -> float:
+    """Share of the features' variance that the clusters lose.
+
+    Args:
+        features: Vectors, shape `[n, f]`.
+        labels: Cluster of each vector, shape `[n]`, values 0 to k - 1.
+
+    Returns:
+        The squared distances to the own cluster's centroid, summed, divided by those to the mean of all: 0.0 where
+        every cluster holds equal vectors, 1.0 for a single cluster.
+    """
+    vectors = features.double().cpu()
+    index = torch.from_numpy(labels)
+    k = int(labels.max()) + 1
+    counts = torch.bincount(index, minlength=k).clamp(min=1)
+    centroids = torch.zeros(k, vectors.shape[1], dtype=torch.float64).index_add_(0, index, vectors) / counts[:, None]
+    total = (vectors - vectors.mean(dim=0)).square().sum().item()
+    within = (vectors - centroids[index]).square().sum().item()
+    return within / total if total > 0 else 0.0
+
+
+CLUSTERINGS: dict[str, Callable[[torch.Tensor, int, int], np.ndarray]] = {"ward": ward, "kmeans": kmeans}
+"""Clusterings by the name that `FusionConfig.clustering` takes."""

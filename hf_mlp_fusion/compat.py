@@ -1,0 +1,26 @@
+"""The semi-private names of transformers that this package relies on, in one place.
+
+`tests/test_compat.py` fails first when one of them moves. Besides what is used here:
+
+- `PreTrainedModel.post_init`, which a model's `__init__` calls when its modules exist (`modeling.py`);
+- `PreTrainedModel.initialize_weights` and `transformers.initialization` (`modeling.py`);
+- `nn.Module._load_from_state_dict` of torch (`modules.py`);
+- `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`registration.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from transformers.models.auto import modeling_auto
+
+__all__ = ["auto_model_classes"]
+
+
+def auto_model_classes() -> Iterator[tuple[Any, Any]]:
+    """Yields each `AutoModel*` class with its mapping from config class to model class."""
+    for name in sorted(vars(modeling_auto)):
+        auto_class = getattr(modeling_auto, name)
+        if name.startswith("AutoModel") and getattr(auto_class, "_model_mapping", None) is not None:
+            yield auto_class, auto_class._model_mapping

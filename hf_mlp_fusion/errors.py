@@ -1,0 +1,25 @@
+"""The errors and the warning that users meet; every message names the mend."""
+
+from __future__ import annotations
+
+__all__ = ["BrokenCheckpointError", "FusionConfigError", "FusionError", "FusionWarning", "UnsupportedModelError"]
+
+
+class FusionError(Exception):
+    """Base of all errors of this package."""
+
+
+class FusionConfigError(FusionError, ValueError):
+    """A recipe, or a recipe and a model together, that cannot be carried out."""
+
+
+class UnsupportedModelError(FusionError, ValueError):
+    """A model whose FFNs this package cannot fuse (unknown family, already fused, wrapped, quantized)."""
+
+
+class BrokenCheckpointError(FusionError, ValueError):
+    """A folder or repository whose files contradict each other or lack what a fused model needs."""
+
+
+class FusionWarning(UserWarning):
+    """Something legal that is likely to cost quality."""

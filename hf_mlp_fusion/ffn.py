@@ -1,0 +1,152 @@
+"""`FFN`: a handle on one FFN of a model, through which weights are read, written and narrowed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .families import FFNSpec, family_of
+from .modules import ClusterScaling, FusedMLP, fused_mlp_class, narrow_projection
+from .reduction import FFNWeights, Fusion
+
+__all__ = ["FFN", "find_ffns"]
+
+
+@dataclass(frozen=True)
+class FFN:
+    """One FFN (or expert) of a model, stock or fused.
+
+    Args:
+        name: Name of its host module within the base model, the same whatever head the model has.
+        prefix: What the full model puts before that name (`"roberta."` or nothing).
+        host: The host module.
+        spec: Where the parts are.
+        stack: `"encoder"`, `"decoder"`, or `""` where a model has one stack.
+        layer: Number of its layer in the stack, from 0.
+        expert: Number of the expert, from 0, or None in a dense FFN.
+    """
+
+    name: str
+    prefix: str
+    host: nn.Module
+    spec: FFNSpec
+    stack: str
+    layer: int
+    expert: int | None
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module that holds the activation: a `FusedMLP` once fused."""
+        return self.host.get_submodule(self.spec.activation.rpartition(".")[0])
+
+    @property
+    def is_fused(self) -> bool:
+        return isinstance(self.owner, FusedMLP)
+
+    @property
+    def width(self) -> int:
+        """Hidden units it has now."""
+        up = self.host.get_submodule(self.spec.up)
+        return up.nf if isinstance(up, Conv1D) else int(up.out_features)  # type: ignore[arg-type]
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of its input, d."""
+        up = self.host.get_submodule(self.spec.up)
+        return up.nx if isinstance(up, Conv1D) else int(up.in_features)  # type: ignore[arg-type]
+
+    def read(self) -> FFNWeights:
+        """The weights, in the layout of `nn.Linear`; views of the model's own tensors where possible."""
+
+        def projection(path: str) -> tuple[Tensor, Tensor | None]:
+            module = self.host.get_submodule(path)
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            bias: Tensor | None = module.bias  # type: ignore[assignment]
+            weight = weight.detach().T if isinstance(module, Conv1D) else weight.detach()
+            return weight, None if bias is None else bias.detach()
+
+        up, up_bias = projection(self.spec.up)
+        down, down_bias = projection(self.spec.down)
+        gate, gate_bias = projection(self.spec.gate) if self.spec.gate else (None, None)
+        return FFNWeights(up, down, up_bias, gate, gate_bias, down_bias)
+
+    def entries(self, fusion: Fusion) -> dict[str, Tensor]:
+        """The state dict entries of this FFN once fused, under the full model's names and in its layout."""
+        weights, path = fusion.weights, f"{self.prefix}{self.name}."
+        parts: list[tuple[str | None, Tensor | None, Tensor | None]] = [
+            (self.spec.up, weights.up, weights.up_bias),
+            (self.spec.down, weights.down, weights.down_bias),
+            (self.spec.gate, weights.gate, weights.gate_bias),
+        ]
+        entries = {f"{path}{self.spec.activation}.cluster_sizes": fusion.cluster_sizes}
+        for name, weight, bias in parts:
+            if name is None or weight is None:
+                continue
+            is_conv = isinstance(self.host.get_submodule(name), Conv1D)
+            entries[f"{path}{name}.weight"] = weight.T.contiguous() if is_conv else weight
+            if bias is not None:
+                entries[f"{path}{name}.bias"] = bias
+        return entries
+
+    def parameter_count(self, width: int) -> int:
+        """Parameters that it has with `width` hidden units."""
+        weights = self.read()
+        return width * weights.unit_size + (0 if weights.down_bias is None else weights.down_bias.numel())
+
+    def narrow(self, width: int) -> None:
+        """Swaps the projections for narrow ones with new weights, and puts P behind the activation.
+
+        Args:
+            width: Units to keep, k.
+        """
+        original_width = self.width
+        for path in self.spec.narrowed:
+            self._swap(path, narrow_projection(self.host.get_submodule(path), outputs=width))
+        self._swap(self.spec.down, narrow_projection(self.host.get_submodule(self.spec.down), inputs=width))
+        with torch.device(self.host.get_submodule(self.spec.up).weight.device):  # type: ignore[arg-type]
+            scaling = ClusterScaling(self.host.get_submodule(self.spec.activation), width, original_width)
+        self._swap(self.spec.activation, scaling)
+        # As torch's parametrizations and FSDP2 do: same module, same children and hooks, a subclass of its own class.
+        owner = self.owner
+        owner.__class__ = fused_mlp_class(type(owner))
+
+    def _swap(self, path: str, module: nn.Module) -> None:
+        parent, _, child = path.rpartition(".")
+        setattr(self.host.get_submodule(parent), child, module)
+
+
+def find_ffns(model: PreTrainedModel) -> Iterator[FFN]:
+    """Yields the FFNs of a model in the order of its modules.
+
+    Args:
+        model: A stock or fused model of a registered family, with any head.
+
+    Raises:
+        UnsupportedModelError: Its family is not registered.
+    """
+    family = family_of(model.config)
+    base = model.base_model
+    prefix = next((f"{name}." for name, module in model.named_modules() if module is base and name), "")
+    patterns = [(spec, re.compile(spec.pattern)) for spec in family.ffns]
+    for name, module in base.named_modules():
+        for spec, pattern in patterns:
+            match = pattern.fullmatch(name)
+            if not match or not any(cls.__name__ == spec.host for cls in type(module).__mro__):
+                continue
+            groups = match.groupdict()
+            expert = groups.get("expert")
+            yield FFN(
+                name=name,
+                prefix=prefix,
+                host=module,
+                spec=spec,
+                stack=groups.get("stack") or "",
+                layer=int(groups["layer"]),
+                expert=None if expert is None else int(expert),
+            )

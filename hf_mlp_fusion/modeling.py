@@ -1,0 +1,198 @@
+"""The fused classes: `Fused<Stock>Config` and `Fused<StockModel>` for every head, made from the family registry.
+
+They are attributes of this module, built when first asked for (`FusedRobertaForMaskedLM`), so they can be imported,
+pickled, and found by PEFT.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .errors import BrokenCheckpointError, UnsupportedModelError
+from .families import family_of
+from .ffn import find_ffns
+from .modules import ClusterScaling, check_cluster_sizes
+from .reduction import even_cluster_sizes
+from .registration import config_class
+from .report import REPORT_NAME, FusionReport
+from .section import FusionSection
+
+__all__ = ["FusedModelMixin", "fused_class"]
+
+logger = logging.getLogger(__name__)
+
+_FUSED_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
+
+
+class FusedModelMixin:
+    """What every fused model class adds to its stock class.
+
+    Attributes:
+        fusion_report: The receipt of the fusion, where one lies beside the weights; None otherwise.
+    """
+
+    fusion_report: FusionReport | None = None
+
+    def post_init(self) -> None:
+        """Narrows the stock FFNs. All modules exist by now; weights, ties and parallel plans do not yet."""
+        narrow_ffns(self)  # type: ignore[arg-type]
+        super().post_init()  # type: ignore[misc]
+
+    def initialize_weights(self) -> None:
+        """Gives P even sizes where none were loaded (a fused model built from its config alone)."""
+        super().initialize_weights()  # type: ignore[misc]
+        for module in self.modules():  # type: ignore[attr-defined]
+            if isinstance(module, ClusterScaling):
+                even = even_cluster_sizes(module.cluster_sizes.numel(), module.original_width)
+                init.copy_(module.cluster_sizes, even)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the stock class's, and refuses checkpoints whose fused FFNs are not all there.
+
+        Raises:
+            BrokenCheckpointError: P is missing or no P, or a fused FFN's weights are missing or of another shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        hub_keys = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+        hub_kwargs = {key: kwargs[key] for key in hub_keys if key in kwargs}
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        check_fused_ffns(model, info)
+        if pretrained_model_name_or_path is not None:
+            model.fusion_report = _find_report(pretrained_model_name_or_path, hub_kwargs)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As the stock class's, with the receipt beside the weights."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if self.fusion_report is not None and kwargs.get("is_main_process", True):
+            self.fusion_report.save(save_directory)
+
+
+def narrow_ffns(model: PreTrainedModel) -> None:
+    """Narrows the FFNs that the model's config names, leaving their weights to be loaded or initialised.
+
+    Args:
+        model: A model of a fused class whose FFNs are still stock.
+
+    Raises:
+        BrokenCheckpointError: The config's section is missing, or speaks of FFNs that the model does not have.
+    """
+    if getattr(model.config, "mlp_fusion", None) is None:
+        raise BrokenCheckpointError(
+            f"{type(model).__name__} needs a config with an mlp_fusion section, and this one has none: "
+            "it belongs to a model that is not fused. Fuse it first: fuse_model(model, FusionConfig(...))"
+        )
+    section = FusionSection.from_dict(model.config.mlp_fusion)
+    found = {ffn.name: ffn for ffn in find_ffns(model)}
+    for name, widths in section.ffns.items():
+        ffn = found.get(name)
+        if ffn is None:
+            # An encoder loaded alone from an encoder-decoder: the other stack's FFNs are not there to be narrowed.
+            if not hasattr(model.base_model, name.split(".")[0]):
+                continue
+            raise BrokenCheckpointError(f"the mlp_fusion section names {name!r:.80}, which the model does not have")
+        if ffn.is_fused:
+            continue
+        if ffn.width != widths.original_width:
+            raise BrokenCheckpointError(
+                f"config.json contradicts itself: the mlp_fusion section says that {name!r} had "
+                f"{widths.original_width} units, the model's own fields make it {ffn.width}"
+            )
+        ffn.narrow(widths.width)
+
+
+def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> None:
+    """Checks that the fused FFNs of a loaded model came whole from the checkpoint.
+
+    Args:
+        model: The loaded model.
+        loading_info: What `from_pretrained(output_loading_info=True)` returned with it.
+
+    Raises:
+        BrokenCheckpointError: They did not.
+    """
+    ffns = [ffn for ffn in find_ffns(model) if ffn.is_fused]
+    paths = tuple(f"{ffn.prefix}{ffn.name}.{path}." for ffn in ffns for path in (*ffn.spec.narrowed, ffn.spec.down))
+    scalings = tuple(f"{ffn.prefix}{ffn.name}.{ffn.spec.activation}.cluster_sizes" for ffn in ffns)
+    missing = set(loading_info["missing_keys"])
+    mismatched = {item[0] if isinstance(item, tuple) else item for item in loading_info["mismatched_keys"]}
+    for names, fault in ((missing, "lacks"), (mismatched, "has in another shape")):
+        bad = sorted(name for name in names if name in scalings or name.startswith(paths))
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise BrokenCheckpointError(
+                f"the checkpoint {fault} {bad[0]!r}{more}, part of a fused FFN; without it the model would compute "
+                "garbage. Fetch the files anew, or fuse the original model again"
+            )
+    for ffn, name in zip(ffns, scalings, strict=True):
+        scaling = ffn.host.get_submodule(ffn.spec.activation)
+        assert isinstance(scaling, ClusterScaling)
+        check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
+
+
+def _on_cpu(scaling: ClusterScaling) -> torch.Tensor:
+    if not scaling.cluster_sizes.is_meta:
+        return scaling.cluster_sizes.cpu()
+    from accelerate.utils import align_module_device  # offloaded to disk
+
+    with align_module_device(scaling, "cpu"):
+        return scaling.cluster_sizes.clone()
+
+
+def _find_report(name_or_path: str | Path, hub_kwargs: dict[str, Any]) -> FusionReport | None:
+    """Reads the receipt beside the weights; a model without a legible one still works, so nothing raises here."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(name_or_path, REPORT_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+        return None if path is None else FusionReport.from_file(path)
+    except (OSError, BrokenCheckpointError) as error:
+        logger.warning("The fusion receipt of %s could not be read: %s", name_or_path, error)
+        return None
+
+
+def fused_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Returns the fused class of a stock model class, always the same one.
+
+    Args:
+        stock: A model class of a supported family, such as `RobertaForMaskedLM`, or a user's subclass of one.
+
+    Raises:
+        UnsupportedModelError: The family is not supported, or the class is fused already.
+    """
+    if stock in _FUSED_CLASSES:
+        return _FUSED_CLASSES[stock]
+    if issubclass(stock, FusedModelMixin) or stock.config_class is None:
+        raise UnsupportedModelError(f"{stock.__name__} is no stock model class")
+    family = family_of(stock.config_class)
+    fused_config = config_class(family)
+    _FUSED_CLASSES[stock] = type(
+        f"Fused{stock.__name__}",
+        (FusedModelMixin, stock),
+        {
+            "__module__": __name__,
+            "__doc__": f"`{stock.__name__}` with fused FFNs. Made by `fuse_model` or `from_pretrained`.",
+            "config_class": fused_config,
+        },
+    )
+    return _FUSED_CLASSES[stock]
+
+
+def __getattr__(name: str) -> Any:
+    stock = getattr(transformers, name.removeprefix("Fused"), None) if name.startswith("Fused") else None
+    if isinstance(stock, type) and issubclass(stock, PreTrainedModel):
+        try:
+            return fused_class(stock)
+        except UnsupportedModelError:
+            pass
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

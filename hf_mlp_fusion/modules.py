@@ -1,0 +1,148 @@
+"""The modules of a fused FFN: `ClusterScaling` (P) and `FusedMLP`, and the swap of a stock FFN for a narrow one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import BrokenCheckpointError
+from .reduction import even_cluster_sizes
+
+__all__ = ["ClusterScaling", "FusedMLP", "check_cluster_sizes", "fused_mlp_class", "narrow_projection"]
+
+
+class ClusterScaling(nn.Module):
+    """The scaling matrix P behind an FFN's activation: σ'(z) = P ⊙ σ(z) (arXiv 2307.08941, eq. 6).
+
+    P is an int32 buffer: it is saved with the weights, never trained or decayed, and exact in every dtype the model is
+    cast to (bfloat16 cannot hold 257).
+
+    Args:
+        activation: The stock activation module.
+        width: Units of the fused FFN, k.
+        original_width: Units of the FFN before fusion, I.
+
+    Shape:
+        Input and output `[..., k]`; `cluster_sizes` `[k]`, int32, positive, summing to I.
+    """
+
+    cluster_sizes: Tensor
+
+    def __init__(self, activation: nn.Module, width: int, original_width: int) -> None:
+        super().__init__()
+        self.activation = activation
+        self.original_width = original_width
+        self.register_buffer("cluster_sizes", even_cluster_sizes(width, original_width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Applies the activation and P; the result has the dtype of the activation's."""
+        hidden = self.activation(hidden)
+        return hidden * self.cluster_sizes.to(hidden.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.original_width} -> {self.cluster_sizes.numel()} units"
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):  # type: ignore[no-untyped-def]
+        # nn.Module's hook for `load_state_dict`, which Trainer uses when it resumes: refuse what is no P.
+        sizes = state_dict.get(f"{prefix}cluster_sizes")
+        if sizes is not None and sizes.shape == self.cluster_sizes.shape:
+            check_cluster_sizes(sizes, self.original_width, f"{prefix}cluster_sizes")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class FusedMLP(nn.Module):
+    """A fused FFN: a stock FFN module with fewer hidden units and P behind its activation.
+
+    It is never built by itself: each stock FFN class has a subclass of itself and of `FusedMLP` (`fused_mlp_class`),
+    so the stock forward runs unchanged and `isinstance` finds both. Where the stock FFN is spread over several modules
+    (BERT), `FusedMLP` is the one that holds the activation.
+
+    Example:
+        >>> [ffn.width for ffn in fused.modules() if isinstance(ffn, FusedMLP)]  # doctest: +SKIP
+        [384, 384, 384, 384, 384, 384, 384, 384]
+    """
+
+    @property
+    def scaling(self) -> ClusterScaling:
+        """The module that holds P."""
+        return next(child for child in self.children() if isinstance(child, ClusterScaling))
+
+    @property
+    def cluster_sizes(self) -> Tensor:
+        """The diagonal of P: how many original units each unit stands for, `[k]`, int32."""
+        return self.scaling.cluster_sizes
+
+    @property
+    def width(self) -> int:
+        """Hidden units, k."""
+        return self.cluster_sizes.numel()
+
+    @property
+    def original_width(self) -> int:
+        """Hidden units before fusion, I."""
+        return self.scaling.original_width
+
+
+_FUSED_MLPS: dict[type[nn.Module], type[FusedMLP]] = {}
+
+
+def fused_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:
+    """Returns the subclass of `FusedMLP` and a stock FFN class, always the same one.
+
+    Args:
+        stock: Class of the module that holds the FFN's activation, such as `GPT2MLP`.
+    """
+    if stock not in _FUSED_MLPS:
+        members = {"__doc__": f"`{stock.__name__}`, fused.", "__module__": __name__}
+        _FUSED_MLPS[stock] = type(f"Fused{stock.__name__}", (FusedMLP, stock), members)
+    return _FUSED_MLPS[stock]
+
+
+def narrow_projection(projection: nn.Module, *, inputs: int | None = None, outputs: int | None = None) -> nn.Module:
+    """Builds a projection with another number of inputs or outputs, with new weights of the same dtype and device.
+
+    Args:
+        projection: An `nn.Linear` or GPT-2's `Conv1D`.
+        inputs: Number of inputs, as before if not given.
+        outputs: Number of outputs, as before if not given.
+    """
+    weight = projection.weight
+    assert isinstance(weight, Tensor)
+    has_bias = projection.bias is not None
+    if isinstance(projection, Conv1D):
+        with torch.device(weight.device):
+            return Conv1D(outputs or projection.nf, inputs or projection.nx).to(weight.dtype)
+    assert isinstance(projection, nn.Linear)
+    return nn.Linear(
+        inputs or projection.in_features,
+        outputs or projection.out_features,
+        bias=has_bias,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+
+
+def check_cluster_sizes(sizes: Tensor, original_width: int, name: str) -> None:
+    """Checks that a tensor can be the diagonal of P.
+
+    Args:
+        sizes: The tensor, shape `[k]`.
+        original_width: I, which the sizes must sum to.
+        name: Its name in the checkpoint, for the message.
+
+    Raises:
+        BrokenCheckpointError: Not integers, not positive, or a wrong sum.
+    """
+    fault = None
+    if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
+        fault = f"it has dtype {sizes.dtype}, cluster sizes are integers"
+    elif int(sizes.min()) < 1:
+        fault = f"it holds {int(sizes.min())}, cluster sizes are positive"
+    elif int(sizes.sum()) != original_width:
+        fault = f"it sums to {int(sizes.sum())}, the layer had {original_width} units"
+    if fault:
+        raise BrokenCheckpointError(
+            f"the checkpoint's scaling matrix {name!r} is broken: {fault}. Fuse the original model again, "
+            "or fetch the files anew"
+        )

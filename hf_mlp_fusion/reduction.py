@@ -1,0 +1,130 @@
+"""Pure tensor functions of the method: an FFN's weights as sub-MLPs, and their fusion into centroids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["FFNWeights", "Fusion", "even_cluster_sizes", "fuse_weights"]
+
+
+@dataclass(frozen=True)
+class FFNWeights:
+    """The weights of one FFN of I hidden units, in the layout of `nn.Linear` whatever the model's own layout.
+
+    y = down · (σ(up x + up_bias)) + down_bias, or with a gate y = down · (σ(gate x + gate_bias) ⊙ (up x + up_bias))
+    + down_bias. Unit i is the sub-MLP (up_i, up_bias_i, gate_i, gate_bias_i, down_i).
+
+    Args:
+        up: `[I, d_in]`.
+        down: `[d_out, I]`.
+        up_bias: `[I]`, where the FFN has one.
+        gate: `[I, d_in]`, in gated FFNs.
+        gate_bias: `[I]`, in gated FFNs that have one.
+        down_bias: `[d_out]`, where the FFN has one.
+    """
+
+    up: Tensor
+    down: Tensor
+    up_bias: Tensor | None = None
+    gate: Tensor | None = None
+    gate_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of hidden units, I."""
+        return self.up.shape[0]
+
+    @property
+    def unit_size(self) -> int:
+        """Numbers that make up one unit, f: 2 d + 1 for an FFN with biases and no gate."""
+        return sum(column.shape[1] for column in self._columns())
+
+    def features(self) -> Tensor:
+        """The sub-MLPs as vectors v_i = [up_i, up_bias_i, gate_i, gate_bias_i, down_i] (absent parts left out).
+
+        Returns:
+            Shape `[I, f]`, float32 or wider.
+        """
+        joined = torch.cat([column.detach() for column in self._columns()], dim=1)
+        return joined if joined.dtype in (torch.float32, torch.float64) else joined.float()
+
+    def _columns(self) -> list[Tensor]:
+        parts = (self.up, self.up_bias, self.gate, self.gate_bias, self.down.T)
+        return [part if part.dim() == 2 else part[:, None] for part in parts if part is not None]
+
+    def merged(self, labels: np.ndarray) -> FFNWeights:
+        """Replaces the units of each cluster by their mean.
+
+        Args:
+            labels: Cluster of each unit, shape `[I]`, values 0 to k - 1, each occurring.
+
+        Returns:
+            Weights of k units in the dtypes and on the devices of the originals; `down_bias` unchanged.
+        """
+        index = torch.from_numpy(labels)
+        counts = torch.bincount(index)
+
+        def mean(part: Tensor, dim: int = 0) -> Tensor:
+            rows = part.detach().movedim(dim, 0).double().cpu()
+            sums = torch.zeros(len(counts), *rows.shape[1:], dtype=torch.float64).index_add_(0, index, rows)
+            means = sums / counts.view(-1, *[1] * (rows.dim() - 1))
+            return means.movedim(0, dim).to(part.device, part.dtype).contiguous()
+
+        up_bias, gate, gate_bias = (
+            None if part is None else mean(part) for part in (self.up_bias, self.gate, self.gate_bias)
+        )
+        return FFNWeights(mean(self.up), mean(self.down, dim=1), up_bias, gate, gate_bias, self.down_bias)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What became of one FFN: its narrow weights, and P.
+
+    Args:
+        weights: Weights of k units.
+        cluster_sizes: The diagonal of P: how many original units each new one stands for; `[k]`, int32, summing to I.
+    """
+
+    weights: FFNWeights
+    cluster_sizes: Tensor
+
+
+def fuse_weights(weights: FFNWeights, labels: np.ndarray) -> Fusion:
+    """MLP Fusion (arXiv 2307.08941, section 4): centroids of the sub-MLPs, and the cluster sizes P beside them.
+
+    The fused FFN is y = down~ · (P ⊙ σ(up~ x + up_bias~)) + down_bias. It equals the original where the units of
+    each cluster are equal; and because P is no part of the weights, one Adam step moves it as far as the original.
+
+    Args:
+        weights: The FFN of I units.
+        labels: Cluster of each unit, shape `[I]`, values 0 to k - 1, each occurring.
+
+    Returns:
+        The FFN of k units.
+
+    Example:
+        >>> twins = FFNWeights(up=torch.ones(2, 3), down=torch.ones(3, 2))
+        >>> fuse_weights(twins, np.array([0, 0])).cluster_sizes
+        tensor([2], dtype=torch.int32)
+    """
+    return Fusion(weights.merged(labels), torch.from_numpy(np.bincount(labels)).to(torch.int32))
+
+
+def even_cluster_sizes(width: int, original_width: int) -> Tensor:
+    """The P of a fused FFN with random weights: sizes as equal as integers allow.
+
+    Args:
+        width: k, 1 to `original_width`.
+        original_width: I.
+
+    Returns:
+        `[k]`, int32, positive, summing to I.
+    """
+    sizes = torch.full((width,), original_width // width, dtype=torch.int32)
+    sizes[: original_width % width] += 1
+    return sizes

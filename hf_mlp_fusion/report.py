@@ -1,0 +1,182 @@
+"""The receipt of a fusion: what became of each FFN, and of the model's size."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import BrokenCheckpointError
+
+__all__ = ["REPORT_NAME", "FFNReport", "FusionReport", "SkippedFFN", "write_text_atomically"]
+
+REPORT_NAME = "fusion_report.json"
+_LARGEST_REPORT = 64 * 2**20  # bytes; a receipt takes about 300 bytes an FFN
+
+
+@dataclass(frozen=True)
+class FFNReport:
+    """What fusion did to one FFN.
+
+    Args:
+        name: Name within the base model.
+        original_width: Hidden units before.
+        width: Hidden units after.
+        inertia_share: Share of the units' variance that the clusters lose, 0 (exact) to 1.
+        largest_cluster: Largest number of units that one unit now stands for.
+        singletons: Units that stand for themselves alone.
+        parameters_before: Parameters before.
+        parameters_after: Parameters after; P, k integers, is not counted.
+        seconds: Wall-clock seconds.
+    """
+
+    name: str
+    original_width: int
+    width: int
+    inertia_share: float
+    largest_cluster: int
+    singletons: int
+    parameters_before: int
+    parameters_after: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SkippedFFN:
+    """An FFN that was left as it was.
+
+    Args:
+        name: Name within the base model.
+        width: Its hidden units.
+        reason: Why it was left.
+    """
+
+    name: str
+    width: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """The receipt, saved as `fusion_report.json` beside the weights.
+
+    Args:
+        recipe: The `FusionConfig`, as its `to_dict` gives it.
+        source: The model that was fused: `name_or_path`, `model_type`, `architecture`, `dtype`.
+        ffns: The fused FFNs.
+        skipped: The FFNs left as they were. No FFN is in neither list.
+        parameters_before: Parameters of the whole model, tied ones counted once.
+        parameters_after: The same after fusion.
+        bytes_before: Bytes of parameters and buffers.
+        bytes_after: The same after fusion, P included.
+        ffn_parameters: Parameters of all FFNs, before fusion.
+        fused_share: Share of `ffn_parameters` in FFNs that were fused.
+        seconds: Wall-clock seconds of the whole fusion.
+        warnings: What the user was warned of.
+        versions: Versions of hf_mlp_fusion, transformers and torch.
+    """
+
+    recipe: dict[str, Any]
+    source: dict[str, Any]
+    ffns: list[FFNReport]
+    skipped: list[SkippedFFN]
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    ffn_parameters: int
+    fused_share: float
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the receipt as plain JSON values."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Returns the receipt as a JSON object."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FusionReport:
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            BrokenCheckpointError: It is no receipt.
+        """
+        values = dict(_checked(cls, values))
+        values["ffns"] = [FFNReport(**_checked(FFNReport, item)) for item in values["ffns"]]
+        values["skipped"] = [SkippedFFN(**_checked(SkippedFFN, item)) for item in values["skipped"]]
+        return cls(**values)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> FusionReport:
+        """Reads a receipt from a file.
+
+        Raises:
+            BrokenCheckpointError: It is no receipt.
+        """
+        path = Path(path)
+        if path.stat().st_size > _LARGEST_REPORT:
+            raise BrokenCheckpointError(f"{path} is too large to be a fusion receipt")
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise BrokenCheckpointError(f"{path} is not JSON: {error}") from error
+        except BrokenCheckpointError as error:
+            raise BrokenCheckpointError(f"{path}: {error}") from error
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `fusion_report.json` into a folder, whole or not at all."""
+        write_text_atomically(Path(folder) / REPORT_NAME, self.to_json())
+
+
+# The JSON types of the annotations used above, by their first word.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "dict": (Mapping,),
+    "list": (list,),
+}
+
+
+def _checked(cls: type, values: object) -> Mapping[str, Any]:
+    """Checks names and JSON types of a dataclass's fields."""
+    if not isinstance(values, Mapping):
+        raise BrokenCheckpointError(f"{cls.__name__}: expected an object, found {type(values).__name__}")
+    known = {item.name: item for item in fields(cls)}
+    for name, value in values.items():
+        if name not in known:
+            raise BrokenCheckpointError(f"{cls.__name__}: unknown field {name!r}; written by a newer hf_mlp_fusion?")
+        wanted = _TYPES[str(known[name].type).split("[")[0]]
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise BrokenCheckpointError(f"{cls.__name__}: {name} must be {known[name].type}, not {value!r:.60}")
+    for name, item in known.items():
+        if name not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise BrokenCheckpointError(f"{cls.__name__}: {name!r} is missing")
+    return values
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

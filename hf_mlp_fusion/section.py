@@ -1,0 +1,91 @@
+"""The `mlp_fusion` section of a fused model's `config.json`: what `from_pretrained` needs to rebuild the modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .config import FusionConfig
+from .errors import BrokenCheckpointError, FusionConfigError
+
+__all__ = ["FFNWidth", "FusionSection"]
+
+_LARGEST_WIDTH = 2**24  # units; two orders above any FFN known, and small enough to fail before memory does
+
+
+@dataclass(frozen=True)
+class FFNWidth:
+    """Widths of one fused FFN.
+
+    Args:
+        width: Hidden units now, k.
+        original_width: Hidden units before, I.
+    """
+
+    width: int
+    original_width: int
+
+
+@dataclass(frozen=True)
+class FusionSection:
+    """The section, read and checked.
+
+    Args:
+        recipe: What was asked for.
+        source: The model that was fused: `name_or_path`, `model_type`, `architecture`, `dtype`.
+        ffns: The widths of each fused FFN, by its name within the base model.
+    """
+
+    recipe: FusionConfig
+    source: dict[str, Any]
+    ffns: dict[str, FFNWidth]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the section as plain JSON values."""
+        ffns = {
+            name: {"width": ffn.width, "original_width": ffn.original_width} for name, ffn in sorted(self.ffns.items())
+        }
+        return {"recipe": self.recipe.to_dict(), "source": self.source, "ffns": ffns}
+
+    @classmethod
+    def from_dict(cls, values: object) -> FusionSection:
+        """Reads and checks a section.
+
+        Args:
+            values: The value of `mlp_fusion` in a config.
+
+        Raises:
+            BrokenCheckpointError: It is no such section.
+            FusionConfigError: It was written by a newer version of this package.
+        """
+        if not isinstance(values, Mapping) or set(values) != {"recipe", "source", "ffns"}:
+            raise _broken("it must have the fields recipe, source and ffns, and no others")
+        if isinstance(values["recipe"], Mapping) and isinstance(version := values["recipe"].get("version"), int):
+            FusionConfig(version=max(version, 1))  # a newer version is not broken: it says to upgrade
+        try:
+            recipe = FusionConfig.from_dict(values["recipe"])
+        except (FusionConfigError, TypeError) as error:
+            raise _broken(f"recipe: {error}") from error
+        if not isinstance(values["source"], Mapping) or not isinstance(values["ffns"], Mapping):
+            raise _broken("source and ffns must be objects")
+        ffns = {}
+        for name, widths in values["ffns"].items():
+            if (
+                not isinstance(name, str)
+                or not isinstance(widths, Mapping)
+                or set(widths) != {"width", "original_width"}
+            ):
+                raise _broken(f"ffns[{name!r:.80}] must have the fields width and original_width")
+            width, original_width = widths["width"], widths["original_width"]
+            for value in (width, original_width):
+                if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_WIDTH:
+                    raise _broken(f"ffns[{name!r:.80}]: {value!r:.40} is no number of hidden units")
+            if width > original_width:
+                raise _broken(f"ffns[{name!r:.80}]: {width} units cannot stand for {original_width}")
+            ffns[name] = FFNWidth(width, original_width)
+        return cls(recipe, dict(values["source"]), ffns)
+
+
+def _broken(what: str) -> BrokenCheckpointError:
+    return BrokenCheckpointError(f"the mlp_fusion section of config.json is broken: {what}")
