@@ -19,9 +19,10 @@ PACKAGE = Path(hf_mlp_fusion.__file__).parent
 def test_import_is_light():
     """Registration alone must not import torch's users: no model code, no scikit-learn, no PEFT."""
     code = (
-        "import sys; from transformers import AutoConfig; before = set(sys.modules); import hf_mlp_fusion;"
-        "new = set(sys.modules) - before; heavy = 'accelerate datasets matplotlib peft scipy sklearn torch'.split();"
-        "print(sorted(m for m in new if m.split('.')[0] in heavy or m.startswith('transformers.models') and 'modeling_auto' not in m and 'modeling' in m))"
+        "import sys; from transformers import AutoConfig; before = set(sys.modules); import hf_mlp_fusion\n"
+        "heavy = 'accelerate datasets matplotlib peft scipy sklearn torch transformers.modeling_utils'.split()\n"
+        "heavy += [f'transformers.models.{m}.modeling_{m}' for m in 'bert roberta gpt2 switch_transformers'.split()]\n"
+        "print(sorted(set(heavy) & (set(sys.modules) - before)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
