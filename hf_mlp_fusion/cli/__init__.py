@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -24,16 +27,22 @@ for verb in (fuse.fuse, inspect.inspect):
     app.command()(verb)
 
 
+def _show_warning(
+    console: Console, otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any
+) -> None:
+    if issubclass(category, FusionWarning):
+        console.print(f"[yellow]warning:[/] {escape(str(message))}")
+    else:
+        otherwise(message, category, *where)
+
+
 def main() -> None:
     """Runs the command line; errors that a user can mend become one line and exit code 1."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, category, *_: (
-                console.print(f"[yellow]warning:[/] {escape(str(message))}")
-                if issubclass(category, FusionWarning)
-                else None
-            )
+            warnings.simplefilter("always", FusionWarning)
+            warnings.showwarning = functools.partial(_show_warning, console, warnings.showwarning)
             app()
     except (FusionError, OSError) as error:
         console.print(f"[red]error:[/] {escape(str(error).strip())}")
