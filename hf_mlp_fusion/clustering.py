@@ -139,7 +139,8 @@ def inertia(features: torch.Tensor, labels: np.ndarray) -> float:
     centroids = torch.zeros(k, vectors.shape[1], dtype=torch.float64).index_add_(0, index, vectors) / counts[:, None]
     total = (vectors - vectors.mean(dim=0)).square().sum().item()
     within = (vectors - centroids[index]).square().sum().item()
-    return within / total if total > 0 else 0.0
+    # Equal vectors have no variance, but their computed mean may differ from them in the last bits.
+    return within / total if total > 1e-24 * vectors.square().sum().item() else 0.0
 
 
 CLUSTERINGS: dict[str, Callable[[torch.Tensor, int, int], np.ndarray]] = {"ward": ward, "kmeans": kmeans}

@@ -47,6 +47,7 @@ class FFN:
 
     @property
     def is_fused(self) -> bool:
+        """Whether fusion has been here."""
         return isinstance(self.owner, FusedMLP)
 
     @property

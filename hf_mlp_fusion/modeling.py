@@ -18,6 +18,7 @@ from transformers import initialization as init
 from .errors import BrokenCheckpointError, UnsupportedModelError
 from .families import family_of
 from .ffn import find_ffns
+from .headers import stored_dtypes
 from .modules import ClusterScaling, check_cluster_sizes
 from .reduction import even_cluster_sizes
 from .registration import config_class
@@ -27,6 +28,8 @@ from .section import FusionSection
 __all__ = ["FusedModelMixin", "fused_class"]
 
 logger = logging.getLogger(__name__)
+
+_HUB_KWARGS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 _FUSED_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
@@ -61,13 +64,13 @@ class FusedModelMixin:
             BrokenCheckpointError: P is missing or no P, or a fused FFN's weights are missing or of another shape.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        hub_keys = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-        hub_kwargs = {key: kwargs[key] for key in hub_keys if key in kwargs}
+        hub_kwargs = _given(kwargs, *_HUB_KWARGS)
         model, info = super().from_pretrained(  # type: ignore[misc]
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
         check_fused_ffns(model, info)
         if pretrained_model_name_or_path is not None:
+            _check_stored_sizes(model, pretrained_model_name_or_path, hub_kwargs | _given(kwargs, "variant"))
             model.fusion_report = _find_report(pretrained_model_name_or_path, hub_kwargs)
         return (model, info) if wants_info else model
 
@@ -138,6 +141,24 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
         scaling = ffn.host.get_submodule(ffn.spec.activation)
         assert isinstance(scaling, ClusterScaling)
         check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
+
+
+def _check_stored_sizes(model: PreTrainedModel, name_or_path: str | Path, hub_kwargs: dict[str, Any]) -> None:
+    """Refuses a P that is stored as anything but integers: loading has cast it, and 4.5 has become 4."""
+    names = [name for name, _ in model.named_buffers() if name.endswith(".cluster_sizes")]
+    base = f"{model.base_model_prefix}."
+    # A checkpoint saved from the base model alone has no prefix, one saved with a head has one.
+    names += [name.removeprefix(base) if name.startswith(base) else base + name for name in names]
+    for name, dtype in stored_dtypes(name_or_path, names, hub_kwargs).items():
+        if not dtype.startswith(("I", "U")):
+            raise BrokenCheckpointError(
+                f"the checkpoint's scaling matrix {name!r} is broken: it is stored as {dtype}, cluster sizes are "
+                "integers. Fuse the original model again, or fetch the files anew"
+            )
+
+
+def _given(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: kwargs[name] for name in names if name in kwargs}
 
 
 def _on_cpu(scaling: ClusterScaling) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -83,6 +85,10 @@ class FusedMLP(nn.Module):
         """Hidden units before fusion, I."""
         return self.scaling.original_width
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made at run time; pickle and deepcopy find it again by its stock class.
+        return _empty_fused_mlp, (type(self).__bases__[1],), self.__dict__
+
 
 _FUSED_MLPS: dict[type[nn.Module], type[FusedMLP]] = {}
 
@@ -97,6 +103,11 @@ def fused_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:
         members = {"__doc__": f"`{stock.__name__}`, fused.", "__module__": __name__}
         _FUSED_MLPS[stock] = type(f"Fused{stock.__name__}", (FusedMLP, stock), members)
     return _FUSED_MLPS[stock]
+
+
+def _empty_fused_mlp(stock: type[nn.Module]) -> FusedMLP:
+    fused = fused_mlp_class(stock)
+    return fused.__new__(fused)
 
 
 def narrow_projection(projection: nn.Module, *, inputs: int | None = None, outputs: int | None = None) -> nn.Module:

@@ -64,7 +64,7 @@ class FFNWeights:
             labels: Cluster of each unit, shape `[I]`, values 0 to k - 1, each occurring.
 
         Returns:
-            Weights of k units in the dtypes and on the devices of the originals; `down_bias` unchanged.
+            New weights of k units in the dtypes and on the devices of the originals; `down_bias` is a copy.
         """
         index = torch.from_numpy(labels)
         counts = torch.bincount(index)
@@ -78,7 +78,8 @@ class FFNWeights:
         up_bias, gate, gate_bias = (
             None if part is None else mean(part) for part in (self.up_bias, self.gate, self.gate_bias)
         )
-        return FFNWeights(mean(self.up), mean(self.down, dim=1), up_bias, gate, gate_bias, self.down_bias)
+        down_bias = None if self.down_bias is None else self.down_bias.detach().clone()
+        return FFNWeights(mean(self.up), mean(self.down, dim=1), up_bias, gate, gate_bias, down_bias)
 
 
 @dataclass(frozen=True)

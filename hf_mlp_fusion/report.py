@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .atomic import write_text
 from .errors import BrokenCheckpointError
 
-__all__ = ["REPORT_NAME", "FFNReport", "FusionReport", "SkippedFFN", "write_text_atomically"]
+__all__ = ["REPORT_NAME", "FFNReport", "FusionReport", "SkippedFFN"]
 
 REPORT_NAME = "fusion_report.json"
 _LARGEST_REPORT = 64 * 2**20  # bytes; a receipt takes about 300 bytes an FFN
@@ -133,7 +132,7 @@ class FusionReport:
 
     def save(self, folder: str | Path) -> None:
         """Writes `fusion_report.json` into a folder, whole or not at all."""
-        write_text_atomically(Path(folder) / REPORT_NAME, self.to_json())
+        write_text(Path(folder) / REPORT_NAME, self.to_json())
 
 
 # The JSON types of the annotations used above, by their first word.
@@ -161,22 +160,3 @@ def _checked(cls: type, values: object) -> Mapping[str, Any]:
         if name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise BrokenCheckpointError(f"{cls.__name__}: {name!r} is missing")
     return values
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

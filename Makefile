@@ -1,0 +1,38 @@
+# Everything happens in a virtual environment of its own; `make demo` and `make test` do all the set-up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-real check format clean
+
+demo: $(VENV)/installed
+	$(BIN)/hf-mlp-fusion demo
+
+# The quick tests: offline, a few minutes on two cores.
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not real"
+
+# The tests on really trained small models; they need HF_MLP_FUSION_TEST_MODELS, or the models in ../shared/models.
+test-real: $(VENV)/installed
+	$(BIN)/python -m pytest -m real
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torch comes first and pinned: left to choose, pip takes a build that brings gigabytes of CUDA.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

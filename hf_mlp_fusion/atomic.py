@@ -1,0 +1,83 @@
+"""Files and folders that come into being whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import FusionConfigError
+
+__all__ = ["check_output_folder", "output_folder", "write_text"]
+
+
+@contextlib.contextmanager
+def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder that comes into being whole or not at all.
+
+    Args:
+        out: The folder to write. Its parents are made.
+        overwrite: Replace a model folder that is there.
+
+    Yields:
+        A temporary folder beside `out`, which takes its place when the block ends without an error.
+
+    Raises:
+        FusionConfigError: `out` is a file, or a folder that is not empty (unless `overwrite`, and then only if it is
+            a model folder).
+    """
+    out = Path(out).expanduser().absolute()
+    check_output_folder(out, overwrite=overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if out.exists():
+            replaced = temporary.with_name(f"{temporary.name}.replaced")
+            out.rename(replaced)
+            temporary.rename(out)
+            shutil.rmtree(replaced)
+        else:
+            temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output_folder(out: Path, *, overwrite: bool) -> None:
+    """Refuses, before any work is done, what `output_folder` would refuse."""
+    if out.is_file():
+        raise FusionConfigError(f"{out} is a file; name a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise FusionConfigError(f"{out} is not empty; name another folder, or add --overwrite")
+    if not (out / "config.json").is_file():
+        raise FusionConfigError(f"{out} is not a model folder (no config.json), so it will not be overwritten")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all.
+
+    Args:
+        path: The file; its folder exists.
+        text: What it will hold, in UTF-8.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,52 @@
+"""The command line `hf-mlp-fusion`: one file a verb."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ..errors import FusionError, FusionWarning
+from . import fuse, inspect
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="hf-mlp-fusion",
+    help="Fuse the FFNs or experts of Hugging Face models: smaller to fine-tune, same training dynamics.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for verb in (fuse.fuse, inspect.inspect):
+    app.command()(verb)
+
+
+def _show_warning(
+    console: Console, otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any
+) -> None:
+    if issubclass(category, FusionWarning):
+        console.print(f"[yellow]warning:[/] {escape(str(message))}")
+    else:
+        otherwise(message, category, *where)
+
+
+def main() -> None:
+    """Runs the command line; errors that a user can mend become one line and exit code 1."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", FusionWarning)
+            warnings.showwarning = functools.partial(_show_warning, console, warnings.showwarning)
+            app()
+    except (FusionError, OSError) as error:
+        console.print(f"[red]error:[/] {escape(str(error).strip())}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("stopped; nothing was left half-written")
+        sys.exit(130)

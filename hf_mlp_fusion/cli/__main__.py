@@ -1,0 +1,5 @@
+"""`python -m hf_mlp_fusion.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,112 @@
+"""`hf-mlp-fusion fuse`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..atomic import check_output_folder, output_folder
+from ..clustering import CLUSTERINGS
+from ..config import TARGETS, FusionConfig
+from ..errors import FusionConfigError
+from .tables import print_report
+
+__all__ = ["fuse", "parse_layers", "parse_width"]
+
+_DEFAULTS = FusionConfig()
+
+
+def fuse(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of the model to fuse.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write. It must be empty or not there.")],
+    width: Annotated[
+        str,
+        typer.Option(
+            help="Units to keep (384), a share (0.25), or pairs of name patterns and either: 'h.1?.mlp=0.25'."
+        ),
+    ] = str(_DEFAULTS.width),
+    layers: Annotated[
+        str,
+        typer.Option(help="Layers to fuse: all, last:8, first:4, a range 4:12, numbers 4,5,6, or name patterns."),
+    ] = str(_DEFAULTS.layers),
+    targets: Annotated[
+        str, typer.Option(help=f"{', '.join(TARGETS)}. auto: experts where there are any, else dense FFNs.")
+    ] = _DEFAULTS.targets,
+    clustering: Annotated[str, typer.Option(help=f"{', '.join(CLUSTERINGS)}.")] = _DEFAULTS.clustering,
+    seed: Annotated[int, typer.Option(help="Seed of the clustering, where it has any randomness.")] = _DEFAULTS.seed,
+    multiple_of: Annotated[
+        int, typer.Option(help="Shares are rounded to a multiple of this many units.")
+    ] = _DEFAULTS.multiple_of,
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device to fuse on: cpu, cuda, cuda:1, ...")] = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model folder OUT.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON.")] = False,
+) -> None:
+    """Fuse the FFNs or experts of MODEL and save the result, tokenizer and all, in OUT."""
+    config = FusionConfig(parse_width(width), parse_layers(layers), targets, clustering, seed, multiple_of)
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise FusionConfigError(f"--dtype must be auto, float32, bfloat16 or float16, not {dtype!r}")
+    _check_places(model, out)
+    check_output_folder(out, overwrite=overwrite)
+
+    from ..folders import carry_side_files, load_stock_model
+    from ..fuse import fuse_model
+
+    stock = load_stock_model(model, dtype=dtype, device=device)
+    fused = fuse_model(stock, config, inplace=True)
+    try:
+        with output_folder(out, overwrite=overwrite) as folder:
+            carry_side_files(model, folder)
+            fused.save_pretrained(folder)
+    except FusionConfigError:
+        raise
+    except Exception as error:
+        raise OSError(f"{out} could not be written, and nothing was left behind: {error}") from error
+    report = fused.fusion_report
+    if as_json:
+        typer.echo(report.to_json(), nl=False)
+        return
+    console = Console(highlight=False)
+    print_report(report, console)
+    console.print(
+        f"Saved in {out}. Load it with AutoModel*.from_pretrained after `import hf_mlp_fusion`.", markup=False
+    )
+
+
+def parse_width(text: str) -> int | float | dict[str, int | float]:
+    """Reads a width as the command line takes it: `384`, `0.25`, or `PATTERN=384,PATTERN=0.25`.
+
+    Raises:
+        FusionConfigError: It is none of these.
+    """
+    if "=" in text:
+        pairs = [item.rpartition("=") for item in text.split(",")]
+        return {name.strip(): _number(value) for name, _, value in pairs}
+    return _number(text)
+
+
+def parse_layers(text: str) -> str | list[int] | list[str]:
+    """Reads layers as the command line takes them: a word or range, numbers or patterns separated by commas."""
+    items = [item.strip() for item in text.split(",")]
+    if all(re.fullmatch(r"-?\d+", item) for item in items):
+        return [int(item) for item in items]
+    return items if len(items) > 1 else text
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
+    except ValueError:
+        raise FusionConfigError(
+            f"--width: {text!r} is no number; write units (384), a share (0.25), or pairs such as 'h.1?.mlp=0.25'"
+        ) from None
+
+
+def _check_places(model: str, out: Path) -> None:
+    source, target = Path(model).absolute(), out.absolute()
+    if source.is_dir() and (target == source or target in source.parents):
+        raise FusionConfigError(f"{out} is or holds the model itself; name another folder")

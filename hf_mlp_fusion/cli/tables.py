@@ -1,0 +1,50 @@
+"""Tables of the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from ..report import FusionReport
+
+__all__ = ["megabytes", "print_report"]
+
+
+def megabytes(count: int) -> str:
+    """Bytes as decimal megabytes."""
+    return f"{count / 1e6:,.1f} MB"
+
+
+def print_report(report: FusionReport, console: Console) -> None:
+    """Prints a receipt: a row a fused FFN, what was skipped and why, and the totals.
+
+    Args:
+        report: The receipt.
+        console: Where to.
+    """
+    table = Table(title=f"Fused {report.source.get('name_or_path') or report.source.get('architecture')}")
+    table.add_column("FFN", overflow="fold")
+    for header in ("units", "inertia lost", "largest cluster", "singletons", "seconds"):
+        table.add_column(header, justify="right", no_wrap=header == "units")
+    for ffn in report.ffns:
+        table.add_row(
+            ffn.name,
+            f"{ffn.original_width} → {ffn.width}",
+            f"{ffn.inertia_share:.1%}",
+            str(ffn.largest_cluster),
+            str(ffn.singletons),
+            f"{ffn.seconds:.2f}",
+        )
+    console.print(table)
+    reasons: dict[str, list[str]] = {}
+    for item in report.skipped:
+        reasons.setdefault(item.reason, []).append(item.name)
+    for reason, names in reasons.items():
+        span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        console.print(f"Left as they were: {len(names)} FFNs ({span}): {reason}", markup=False)
+    saved = 1 - report.parameters_after / report.parameters_before
+    console.print(
+        f"Parameters: {report.parameters_before:,} → {report.parameters_after:,} ({saved:.1%} fewer); "
+        f"size: {megabytes(report.bytes_before)} → {megabytes(report.bytes_after)}; "
+        f"{report.fused_share:.1%} of the FFN parameters fused in {report.seconds:.1f} s"
+    )

@@ -1,0 +1,122 @@
+"""Fixtures: tiny models of every family with random weights, and the really trained small models where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it: tests never use the network
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+# Tiny tensors: threads would only wait for each other.
+torch.set_num_threads(1)
+
+REAL_MODELS = Path(os.environ.get("HF_MLP_FUSION_TEST_MODELS", Path(__file__).parents[2] / "shared" / "models"))
+
+TINY_CONFIGS = {
+    "bert": transformers.BertConfig(
+        vocab_size=99,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    ),
+    "roberta": transformers.RobertaConfig(
+        vocab_size=99,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    ),
+    "gpt2": transformers.GPT2Config(
+        vocab_size=99,
+        n_embd=16,
+        n_layer=3,
+        n_head=2,
+        n_positions=40,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+    ),
+    "switch_transformers": transformers.SwitchTransformersConfig(
+        vocab_size=99,
+        d_model=16,
+        d_kv=8,
+        d_ff=64,
+        num_layers=4,
+        num_decoder_layers=4,
+        num_heads=2,
+        num_experts=4,
+        expert_capacity=64,
+        num_sparse_encoder_layers=2,
+        num_sparse_decoder_layers=2,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+        # The stock default reads `add_router_probs`, a field that saved configs may lack.
+        add_router_probs=False,
+    ),
+}
+TINY_HEADS = {
+    "bert": transformers.BertForMaskedLM,
+    "roberta": transformers.RobertaForMaskedLM,
+    "gpt2": transformers.GPT2LMHeadModel,
+    "switch_transformers": transformers.SwitchTransformersForConditionalGeneration,
+}
+
+
+def tiny_model(family: str, head: type[PreTrainedModel] | None = None, **changes: object) -> PreTrainedModel:
+    """A tiny model with random weights and biases, the same at every call."""
+    config = type(TINY_CONFIGS[family]).from_dict(TINY_CONFIGS[family].to_dict() | changes)
+    torch.manual_seed(0)
+    model = (head or TINY_HEADS[family])(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # stock biases start at zero, which would hide faults in them
+                parameter.normal_(std=0.1)
+    return model
+
+
+def model_inputs(model: PreTrainedModel, batch: int = 2, length: int = 9) -> dict[str, torch.Tensor]:
+    """Inputs that any text model accepts."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(2, min(90, model.config.vocab_size), (batch, length), generator=generator)
+    if "MultipleChoice" in type(model).__name__:
+        return {"input_ids": ids[:, None]}
+    if model.config.is_encoder_decoder and "EncoderModel" not in type(model).__name__:
+        return {"input_ids": ids, "decoder_input_ids": ids[:, :5]}
+    return {"input_ids": ids}
+
+
+@torch.no_grad()
+def first_output(model: PreTrainedModel) -> torch.Tensor:
+    """The first output (logits or hidden states) of a model in eval mode."""
+    return model.eval()(**model_inputs(model))[0]
+
+
+@pytest.fixture(scope="session")
+def real_model_path() -> Callable[[str], Path]:
+    """Path of a really trained small model (`roberta-mini`, `gpt2-mini`, `switch-mini`); skips where there is none."""
+
+    def find(name: str) -> Path:
+        path = REAL_MODELS / name
+        if not (path / "config.json").is_file():
+            pytest.skip(f"{path} is not there; set HF_MLP_FUSION_TEST_MODELS to a folder that holds {name}")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """Path of the MiniLM that the `demo` extra installs."""
+    from hf_mlp_fusion.minilm import minilm_folder
+
+    return minilm_folder()

@@ -1,0 +1,51 @@
+"""Fails first, and says where, when a semi-private name of transformers or torch that we rely on moves."""
+
+import inspect
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from hf_mlp_fusion.compat import auto_model_classes
+
+
+def test_auto_mappings():
+    found = {auto.__name__: mapping for auto, mapping in auto_model_classes()}
+    assert {"AutoModel", "AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"} <= set(found)
+    assert found["AutoModelForMaskedLM"][transformers.BertConfig] is transformers.BertForMaskedLM
+
+
+def test_models_call_post_init_when_their_modules_exist(monkeypatch):
+    seen = []
+    monkeypatch.setattr(PreTrainedModel, "post_init", lambda self: seen.append([n for n, _ in self.named_children()]))
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=5))
+    assert seen[-1] == ["transformer", "lm_head"]
+
+
+def test_initialize_weights_is_called_and_init_skips_loaded_tensors(monkeypatch):
+    called = []
+    monkeypatch.setattr(PreTrainedModel, "initialize_weights", lambda self: called.append(self))
+    transformers.GPT2Model(transformers.GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=5))
+    assert called
+    loaded = torch.zeros(2)
+    loaded._is_hf_initialized = True
+    assert init.copy_(loaded, torch.ones(2)).tolist() == [0.0, 0.0]
+    assert init.copy_(torch.zeros(2), torch.ones(2)).tolist() == [1.0, 1.0]
+
+
+def test_tokenizer_mapping():
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+    assert TOKENIZER_MAPPING.get(transformers.BertConfig, None) is transformers.BertTokenizer
+
+
+def test_cached_file_may_miss():
+    from transformers.utils.hub import cached_file
+
+    assert cached_file(".", "no such file", _raise_exceptions_for_missing_entries=False) is None
+
+
+def test_load_state_dict_hook():
+    parameters = list(inspect.signature(torch.nn.Module._load_from_state_dict).parameters)
+    assert parameters[:3] == ["self", "state_dict", "prefix"]

@@ -1,0 +1,100 @@
+"""The package as a whole: what importing it costs, what it shows, and which way its imports point."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+from conftest import first_output
+
+import hf_mlp_fusion
+from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model, register_family
+from hf_mlp_fusion.families import FAMILIES, Family, FFNSpec
+
+PACKAGE = Path(hf_mlp_fusion.__file__).parent
+
+
+def test_import_is_light():
+    """Registration alone must not import torch's users: no model code, no scikit-learn, no PEFT."""
+    code = (
+        "import sys; from transformers import AutoConfig; before = set(sys.modules); import hf_mlp_fusion\n"
+        "heavy = 'accelerate datasets matplotlib peft scipy sklearn torch transformers.modeling_utils'.split()\n"
+        "heavy += [f'transformers.models.{m}.modeling_{m}' for m in 'bert roberta gpt2 switch_transformers'.split()]\n"
+        "print(sorted(set(heavy) & (set(sys.modules) - before)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_public_names_exist_and_are_documented():
+    assert sorted(set(hf_mlp_fusion.__all__) - {"register_family"}) == sorted(hf_mlp_fusion._LAZY)
+    for name in hf_mlp_fusion.__all__:
+        assert getattr(hf_mlp_fusion, name).__doc__, name
+    assert set(hf_mlp_fusion.__all__) <= set(dir(hf_mlp_fusion))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        hf_mlp_fusion.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_public_functions_and_classes_are_documented(path):
+    tree = ast.parse(path.read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for node in [tree, *(child for parent in (tree, *classes) for child in parent.body)]:
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            name = getattr(node, "name", "module")
+            assert ast.get_docstring(node) or name.startswith("_") or name == "extra_repr", f"{path.name}: {name}"
+
+
+PURE = {"clustering", "reduction", "errors", "atomic", "layers"}
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_pure_modules_know_nothing_of_transformers(name):
+    for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+            assert node.level == 0 or node.module in PURE
+        assert not [n for n in names if n.split(".")[0] in ("transformers", "peft", "typer", "rich")]
+
+
+def test_nothing_imports_the_command_line():
+    for path in PACKAGE.glob("*.py"):
+        assert "from .cli" not in path.read_text(), path.name
+
+
+def test_register_family():
+    layer = FFNSpec(
+        host="ElectraLayer",
+        pattern=r"encoder\.layer\.(?P<layer>\d+)",
+        up="intermediate.dense",
+        activation="intermediate.intermediate_act_fn",
+        down="output.dense",
+    )
+    try:
+        register_family(Family("electra", "ElectraConfig", (layer,)))
+        config = transformers.ElectraConfig(
+            vocab_size=99,
+            embedding_size=16,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+        )
+        model = transformers.ElectraForMaskedLM(config)
+        fused = fuse_model(model, FusionConfig(width=64))
+        assert type(fused).__name__ == "FusedElectraForMaskedLM"
+        assert first_output(fused).equal(first_output(model))
+        assert type(transformers.AutoModelForMaskedLM.from_config(fused.config)) is type(fused)
+        with pytest.raises(FusionConfigError, match="'electra' is registered already"):
+            register_family(Family("electra", "BertConfig", (layer,)))
+    finally:
+        FAMILIES.pop("electra", None)
+
+
+def test_a_family_needs_a_stock_config():
+    with pytest.raises(FusionConfigError, match="no config class 'NopeConfig'"):
+        register_family(Family("nope", "NopeConfig", ()))
+    assert "nope" not in FAMILIES
