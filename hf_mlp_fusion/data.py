@@ -70,7 +70,8 @@ def _column(source: str | Path, path: Path, column: str | None, split: str) -> S
             column = next((name for name in _COLUMNS if name in table.column_names), None)
         if column not in table.column_names:
             listed = ", ".join(table.column_names)
-            raise DataError(f"{source} has no column {column or 'of texts'!r}; name one of its columns: {listed}")
+            wanted = f"column {column!r}" if column else "column of texts"
+            raise DataError(f"{source} has no {wanted}; name one of its columns: {listed}")
         return list(table[column])
 
 

@@ -103,8 +103,12 @@ def _together(model: PreTrainedModel, parameters: dict[str, Tensor], batch: Batc
 def _alone(model: PreTrainedModel, parameters: dict[str, Tensor], sample: Batch, slices: Sequence[Slice]) -> Tensor:
     with torch.enable_grad():
         output = scalar_outputs(model)(model, sample)[0]
-    # An expert that sees no token of the sample is not used: its gradient is zero.
-    gradients = torch.autograd.grad(output, list(parameters.values()), materialize_grads=True, allow_unused=True)
+    # An expert that sees no token of the sample is not used: its gradient is zero, and so may all be.
+    used = list(parameters.values())
+    if output.requires_grad:
+        gradients = torch.autograd.grad(output, used, materialize_grads=True, allow_unused=True)
+    else:
+        gradients = tuple(torch.zeros_like(parameter) for parameter in used)
     return _sliced(dict(zip(parameters, gradients, strict=True)), slices)
 
 

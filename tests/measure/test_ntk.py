@@ -1,0 +1,191 @@
+import copy
+
+import pytest
+import torch
+import transformers
+from conftest import tiny_model
+from tiny_text import tiny_texts, tiny_tokenizer
+
+from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
+from hf_mlp_fusion.ffn import find_ffns
+from hf_mlp_fusion.measure import compare_ntks, ntk, ntk_error
+from hf_mlp_fusion.objectives import make_batches
+
+CLASSIFIER = transformers.BertForSequenceClassification
+CASES = [("bert", None), ("bert", CLASSIFIER), ("bert", transformers.BertModel), ("gpt2", None)]
+CASES += [("switch_transformers", None)]
+
+
+def batches_for(model, family, samples=4):
+    return make_batches(model, tiny_tokenizer(family), tiny_texts(40), samples=samples, max_length=12, batch_size=2)
+
+
+def naive_output(model, batch):
+    """The scalar output of one sample, written out."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    out = model(**inputs)
+    if "labels" in batch:
+        labels, logits = batch["labels"][0], out.logits[0]
+        if type(model).__name__.endswith("GPT2LMHeadModel"):
+            labels, logits = labels[1:], logits[:-1]
+        return torch.stack(
+            [logits[i].log_softmax(-1)[token] for i, token in enumerate(labels) if token != -100]
+        ).mean()
+    if "logits" in out:
+        return out.logits[0].softmax(-1)[0]
+    length = int(batch["attention_mask"].sum())
+    direction = torch.randn(16, generator=torch.Generator().manual_seed(0)).to(out.last_hidden_state)
+    return out.last_hidden_state[0, :length].mean(dim=0) @ direction / direction.norm()
+
+
+def naive_gradients(model, batches, names):
+    parameters = [dict(model.named_parameters())[name] for name in names]
+    rows = []
+    for batch in batches:
+        for index in range(len(batch["input_ids"])):
+            sample = {name: tensor[index : index + 1] for name, tensor in batch.items()}
+            gradients = torch.autograd.grad(naive_output(model, sample), parameters, allow_unused=True)
+            pairs = zip(gradients, parameters, strict=True)
+            rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("family", "head"), CASES)
+@pytest.mark.parametrize("kernel", ["adam", "sgd"])
+def test_the_kernel_equals_that_of_a_loop_over_samples(family, head, kernel):
+    model = tiny_model(family, head).double()
+    batches = batches_for(model, family)
+    measured = ntk(model, batches, kernel)
+    wanted = 0
+    for ffn in find_ffns(model):
+        gradients = naive_gradients(model, batches, ffn.parameter_names())
+        block = gradients @ (gradients.sign() if kernel == "adam" else gradients).T
+        # A gradient that is zero but for rounding has a sign of its own in each order of summation.
+        torch.testing.assert_close(measured.blocks[ffn.name], block, rtol=1e-6, atol=1e-9)
+        wanted = wanted + block
+    torch.testing.assert_close(measured.total, wanted, rtol=1e-6, atol=1e-9)
+    assert measured.total.norm() > 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "roberta", "switch_transformers"])
+def test_chunks_change_nothing(family):
+    model = tiny_model(family).double()
+    batches = batches_for(model, family)
+    whole = ntk(model, batches)
+    one_ffn = 4 * 8 * next(find_ffns(model)).parameter_count(64)
+    for gradient_bytes in (one_ffn, one_ffn // 3):
+        chunked = ntk(model, batches, gradient_bytes=gradient_bytes)
+        for name, block in whole.blocks.items():
+            torch.testing.assert_close(chunked.blocks[name], block, rtol=1e-8, atol=1e-12)
+
+
+def test_vmap_and_the_loop_agree(monkeypatch):
+    from hf_mlp_fusion.measure import gradients
+
+    model = tiny_model("gpt2").double()
+    batches = batches_for(model, "gpt2")
+    calls = []
+    together = gradients._together
+    monkeypatch.setattr(gradients, "_together", lambda *args: calls.append(1) or together(*args))
+    vectorised = ntk(model, batches)
+    assert len(calls) == len(batches)
+
+    def refuse(*args):
+        raise RuntimeError("vmap: data-dependent control flow")
+
+    monkeypatch.setattr(gradients, "_together", refuse)
+    torch.testing.assert_close(ntk(model, batches).total, vectorised.total, rtol=1e-8, atol=1e-12)
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny_model("switch_transformers").train()
+    model.shared.weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    attention = model.config._attn_implementation
+    ntk(model, batches_for(model, "switch_transformers"))
+    assert model.training
+    assert model.config._attn_implementation == attention
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trains
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@torch.no_grad()
+def duplicate_units(model, times):
+    for ffn in find_ffns(model):
+        weights = ffn.read()  # views of the model's own weights
+        distinct = weights.width // times
+        for part in (weights.up, weights.up_bias, weights.down.T):
+            if part is not None:
+                part.copy_(part[:distinct].repeat(times, *[1] * (part.dim() - 1)))
+
+
+@torch.no_grad()
+def fold(fused):
+    """Multiplies P into the down projections and sets it to 1: the same outputs, other weights."""
+    folded = copy.deepcopy(fused)
+    for ffn in find_ffns(folded):
+        scaling = ffn.host.get_submodule(ffn.spec.activation)
+        ffn.read().down.mul_(scaling.cluster_sizes)
+        scaling.cluster_sizes.fill_(1)
+    return folded
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "switch_transformers"])
+def test_duplicated_units_keep_the_adam_kernel_and_folding_loses_it(family):
+    """The paper's point: the outputs are the same, but only with P apart does Adam train alike."""
+    model = tiny_model(family).double()
+    duplicate_units(model, 4)
+    fused = fuse_model(model, FusionConfig(width=16, targets="all"))
+    folded = fold(fused)
+    batches = batches_for(model, family)
+    for twin in (fused, folded):
+        with torch.no_grad():
+            inputs = {name: tensor for name, tensor in batches[0].items() if name != "labels"}
+            torch.testing.assert_close(twin(**inputs).logits, model(**inputs).logits, rtol=1e-9, atol=1e-9)
+    kept, lost = ntk_error(model, fused, batches), ntk_error(model, folded, batches)
+    assert kept.total.relative < 1e-5
+    assert max(error.relative for error in kept.ffns.values()) < 1e-5
+    assert lost.total.relative > 0.2
+    # What folding costs: a unit's down weights move the output once where its 4 originals moved it 4 times.
+    for ffn in find_ffns(model):
+        up, down = (
+            [name for name in ffn.parameter_names() if name.endswith(f"{path}.weight")]
+            for path in (ffn.spec.up, ffn.spec.down)
+        )
+        for names, ratio in ((up, 1.0), (down, 0.25)):
+            before, after = (ntk(twin, batches, parameters=names) for twin in (model, folded))
+            torch.testing.assert_close(after.total, ratio * before.total, rtol=1e-6, atol=1e-9)
+            # Under SGD it is P apart that errs: n² where the original has n.
+            before, after = (ntk(twin, batches, "sgd", names) for twin in (model, fused))
+            torch.testing.assert_close(after.total, 4 * before.total, rtol=1e-6, atol=1e-9)
+
+
+def test_errors_of_equal_and_of_scaled_kernels():
+    model = tiny_model("gpt2").double()
+    batches = batches_for(model, "gpt2")
+    kernel = ntk(model, batches)
+    same = compare_ntks(kernel, kernel).total
+    assert (same.relative, same.size_ratio) == (0.0, 1.0)
+    doubled = type(kernel)("adam", {name: 2 * block for name, block in kernel.blocks.items()})
+    error = compare_ntks(kernel, doubled).total
+    assert (error.relative, error.cosine, error.size_ratio) == pytest.approx((1.0, 1.0, 2.0))
+
+
+def test_blocks_can_be_named():
+    model = tiny_model("gpt2").double()
+    batches = batches_for(model, "gpt2")
+    weight, bias = "transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.bias"
+    apart = ntk(model, batches, parameters=[weight, bias])
+    assert list(apart.blocks) == [weight, bias]
+    joined = ntk(model, batches, parameters={"first": [weight, bias]})
+    torch.testing.assert_close(joined.blocks["first"], apart.total)
+
+
+def test_unknown_kernels_and_parameters_are_refused():
+    model = tiny_model("gpt2")
+    with pytest.raises(FusionConfigError, match="'adam', 'sgd'"):
+        ntk(model, [], "adagrad")
+    with pytest.raises(FusionConfigError, match="no parameter 'nothing'"):
+        ntk(model, [], parameters=["nothing"])
