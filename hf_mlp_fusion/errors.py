@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["BrokenCheckpointError", "FusionConfigError", "FusionError", "FusionWarning", "UnsupportedModelError"]
+__all__ = [
+    "BrokenCheckpointError",
+    "DataError",
+    "FusionConfigError",
+    "FusionError",
+    "FusionWarning",
+    "UnsupportedModelError",
+]
 
 
 class FusionError(Exception):
@@ -19,6 +26,10 @@ class UnsupportedModelError(FusionError, ValueError):
 
 class BrokenCheckpointError(FusionError, ValueError):
     """A folder or repository whose files contradict each other or lack what a fused model needs."""
+
+
+class DataError(FusionError, ValueError):
+    """Texts, or texts and a model together, from which nothing can be measured."""
 
 
 class FusionWarning(UserWarning):

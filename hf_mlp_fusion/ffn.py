@@ -77,6 +77,29 @@ class FFN:
         gate, gate_bias = projection(self.spec.gate) if self.spec.gate else (None, None)
         return FFNWeights(up, down, up_bias, gate, gate_bias, down_bias)
 
+    def parameter_names(self) -> list[str]:
+        """Names of its parameters in the full model, whatever form it has."""
+        paths = (*self.spec.narrowed, self.spec.down)
+        return [
+            f"{self.prefix}{self.name}.{path}.{name}"
+            for path in paths
+            for name, _ in self.host.get_submodule(path).named_parameters()
+        ]
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """Runs it by itself: no dropout, no residual, no norm.
+
+        Args:
+            hidden: What the up projection sees, `[..., d_in]`.
+
+        Returns:
+            What the down projection gives, `[..., d_out]`.
+        """
+        up, down, activation = map(self.host.get_submodule, (self.spec.up, self.spec.down, self.spec.activation))
+        if self.spec.gate is None:
+            return down(activation(up(hidden)))
+        return down(activation(self.host.get_submodule(self.spec.gate)(hidden)) * up(hidden))
+
     def entries(self, fusion: Fusion) -> dict[str, Tensor]:
         """The state dict entries of this FFN once fused, under the full model's names and in its layout."""
         weights, path = fusion.weights, f"{self.prefix}{self.name}."

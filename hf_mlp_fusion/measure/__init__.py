@@ -1,0 +1,28 @@
+"""Measures of what a fusion did to a model. A measure is one small file."""
+
+from .flops import flops
+from .language import LanguageLoss, language_loss
+from .latency import Latency, latency
+from .memory import peak_memory
+from .ntk import NTK, ntk
+from .ntk_error import NTKError, compare_ntks, ntk_error
+from .output_error import OutputError, output_error
+from .size import ModelSize, model_size
+
+__all__ = [
+    "NTK",
+    "LanguageLoss",
+    "Latency",
+    "ModelSize",
+    "NTKError",
+    "OutputError",
+    "compare_ntks",
+    "flops",
+    "language_loss",
+    "latency",
+    "model_size",
+    "ntk",
+    "ntk_error",
+    "output_error",
+    "peak_memory",
+]

@@ -1,0 +1,137 @@
+"""Per-sample gradients of a model's scalar output."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from transformers import PreTrainedModel
+
+from ..data import Batch
+from ..families import family_of
+from .running import unpadded
+from .scalars import scalar_outputs
+
+__all__ = ["Slice", "sample_gradients"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A range of one flattened parameter.
+
+    Args:
+        block: The block that the parameter belongs to.
+        parameter: Its name.
+        start: First element.
+        stop: Behind the last element.
+    """
+
+    block: str
+    parameter: str
+    start: int
+    stop: int
+
+
+def sample_gradients(
+    model: PreTrainedModel, batches: Sequence[Batch], slices: Sequence[Slice], done: Callable[[int], Any]
+) -> Tensor:
+    """Computes one row of gradients a sample.
+
+    Samples are taken together (`torch.func.vmap`) where the model allows it. Padding masks and expert routing look at
+    values, which vmap forbids: there they are taken one by one.
+
+    Args:
+        model: The model, in the mode it is to be measured in.
+        batches: Batches on the model's device.
+        slices: What to differentiate by.
+        done: Called with the number of samples just finished.
+
+    Returns:
+        `[samples, sum of the slices' sizes]`, in the model's dtype and on its device.
+    """
+    names = list(dict.fromkeys(item.parameter for item in slices))
+    rows = torch.empty(
+        sum(len(batch["input_ids"]) for batch in batches),
+        sum(item.stop - item.start for item in slices),
+        dtype=model.dtype,
+        device=model.device,
+    )
+    row, together = 0, family_of(model.config).router is None
+    with _only_these_train(model, names) as parameters:
+        for batch in batches:
+            stop = row + len(batch["input_ids"])
+            if together:
+                try:
+                    rows[row:stop] = _together(model, parameters, batch, slices)
+                    done(stop - row)
+                except RuntimeError as error:
+                    logger.debug("gradients sample by sample, because %s", error)
+                    together = False
+            if not together:
+                for index, sample in enumerate(unpadded([batch]), start=row):
+                    rows[index] = _alone(model, parameters, sample, slices)
+                    done(1)
+            row = stop
+    return rows
+
+
+def _together(model: PreTrainedModel, parameters: dict[str, Tensor], batch: Batch, slices: Sequence[Slice]) -> Tensor:
+    scalar = scalar_outputs(model)
+
+    def output(values: dict[str, Tensor], sample: Batch) -> Tensor:
+        def run(**arguments: Tensor) -> Any:
+            return functional_call(model, values, (), arguments)
+
+        return scalar(run, {name: tensor[None] for name, tensor in sample.items()})[0]
+
+    def gradients(values: dict[str, Tensor], sample: Batch) -> Tensor:
+        return _sliced(grad(output)(values, sample), slices)
+
+    values = {name: parameter.detach() for name, parameter in parameters.items()}
+    with torch.no_grad(), _eager_attention(model):
+        return vmap(gradients, in_dims=(None, 0))(values, batch)
+
+
+def _alone(model: PreTrainedModel, parameters: dict[str, Tensor], sample: Batch, slices: Sequence[Slice]) -> Tensor:
+    with torch.enable_grad():
+        output = scalar_outputs(model)(model, sample)[0]
+    # An expert that sees no token of the sample is not used: its gradient is zero.
+    gradients = torch.autograd.grad(output, list(parameters.values()), materialize_grads=True, allow_unused=True)
+    return _sliced(dict(zip(parameters, gradients, strict=True)), slices)
+
+
+def _sliced(gradients: dict[str, Tensor], slices: Sequence[Slice]) -> Tensor:
+    return torch.cat([gradients[item.parameter].flatten()[item.start : item.stop] for item in slices])
+
+
+@contextlib.contextmanager
+def _only_these_train(model: PreTrainedModel, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Makes these parameters alone require gradients, so that no backward goes further down than it must."""
+    usual = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    try:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in names)
+        yield {name: parameters[name] for name in names}
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(usual[name])
+
+
+@contextlib.contextmanager
+def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Attention written out, the only kind whose masks vmap can build."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)

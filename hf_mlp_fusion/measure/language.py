@@ -1,0 +1,63 @@
+"""Loss and perplexity of language models on plain texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from ..data import Batch
+from ..errors import DataError
+from ..objectives import LANGUAGE_OBJECTIVES, objective_of
+from .running import evaluating, inputs_of, on_device
+from .scalars import token_log_probabilities
+
+__all__ = ["LanguageLoss", "language_loss"]
+
+
+@dataclass(frozen=True)
+class LanguageLoss:
+    """A language model's loss.
+
+    Args:
+        objective: `"causal"` (next token), `"masked"` (masked tokens) or `"spans"` (T5's span corruption).
+        loss: Mean negative log-probability of a token, in nats.
+        tokens: Tokens that were predicted.
+    """
+
+    objective: str
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); of a masked language model, over the masked tokens."""
+        return math.exp(min(self.loss, 700.0))
+
+
+def language_loss(model: PreTrainedModel, batches: Iterable[Batch]) -> LanguageLoss:
+    """Measures the loss of a causal, masked or span-corruption language model.
+
+    Args:
+        model: A stock or fused model with a language-model head.
+        batches: Batches with labels, as `hf_mlp_fusion.objectives.make_batches` gives them.
+
+    Raises:
+        DataError: The model has no language-model head, or no token has a label.
+    """
+    objective = objective_of(model)
+    if objective not in LANGUAGE_OBJECTIVES:
+        raise DataError(f"{type(model).__name__} has no language-model head, so texts alone give it no loss")
+    total, tokens = 0.0, 0
+    with evaluating(model):
+        for batch in batches:
+            batch = on_device(batch, model)
+            logits = model(**inputs_of(batch)).logits
+            values, counted = token_log_probabilities(logits, batch["labels"], causal=objective == "causal")
+            total -= values.double().sum().item()
+            tokens += int(counted.sum())
+    if not tokens:
+        raise DataError("no token of these texts has a label: give longer texts")
+    return LanguageLoss(objective, total / tokens, tokens)

@@ -1,0 +1,130 @@
+"""The empirical neural tangent kernel over the weights of FFNs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from ..data import Batch
+from ..errors import FusionConfigError, UnsupportedModelError
+from ..ffn import find_ffns
+from .gradients import Slice, sample_gradients
+from .pairs import parameter_blocks, reduced_ffns
+from .running import evaluating, on_device
+
+__all__ = ["KERNELS", "NTK", "ntk"]
+
+KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"adam": torch.sign, "sgd": lambda gradients: gradients}
+"""Kernels K = G·u(G)ᵀ by name, u being the update that an optimiser makes of a gradient."""
+
+_COLUMNS = 2**16  # gradients of each sample multiplied at once: bounds the copy that u(G) needs
+
+
+@dataclass(frozen=True)
+class NTK:
+    """A kernel over N samples, in blocks that add up.
+
+    Args:
+        kernel: `"adam"` or `"sgd"`.
+        blocks: The part of each FFN (or of each parameter named), `[N, N]`.
+    """
+
+    kernel: str
+    blocks: dict[str, Tensor]
+
+    @property
+    def total(self) -> Tensor:
+        """The kernel over all blocks, `[N, N]`."""
+        return torch.stack(list(self.blocks.values())).sum(dim=0)
+
+
+def ntk(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    kernel: str = "adam",
+    parameters: Mapping[str, list[str]] | list[str] | None = None,
+    *,
+    gradient_bytes: int = 2**31,
+) -> NTK:
+    """Computes the NTK of a model's scalar output over its FFN weights.
+
+    G has one row a sample: the gradient of the scalar output (`hf_mlp_fusion.measure.scalars`) by the stored weights.
+    The Adam kernel is G·sign(G)ᵀ (arXiv 2307.08941, section 4.2), since an Adam step has the learning rate's size
+    whatever the gradient's; the SGD kernel is G·Gᵀ.
+
+    Args:
+        model: A stock or fused model.
+        batches: Batches of tokens; their rows are the samples.
+        kernel: `"adam"` or `"sgd"`.
+        parameters: Parameter names, in blocks or each a block of its own; if not given, the weights of the fused FFNs,
+            or in a stock model of all FFNs.
+        gradient_bytes: Bytes of gradients held at once. What does not fit is computed in several passes, down to
+            ranges of a single matrix, so memory is bounded whatever the number of samples.
+
+    Returns:
+        The kernel in float64 on the CPU.
+
+    Raises:
+        FusionConfigError: No such kernel or parameter.
+        UnsupportedModelError: The model has no FFN.
+    """
+    if kernel not in KERNELS:
+        raise FusionConfigError(f"kernel must be one of {', '.join(map(repr, KERNELS))}, not {kernel!r}")
+    samples = [on_device(batch, model) for batch in batches]
+    count = sum(len(batch["input_ids"]) for batch in samples)
+    blocks = _blocks(model, parameters)
+    parts = {name: torch.zeros(count, count, dtype=torch.float64) for name in blocks}
+    with evaluating(model):
+        passes = list(_passes(model, blocks, gradient_bytes, count))
+        progress = transformers_logging.tqdm(total=len(passes) * count, desc="NTK", unit="gradient")
+        for slices in passes:
+            rows = sample_gradients(model, samples, slices, progress.update)
+            column = 0
+            for item in slices:
+                part = rows[:, column : column + item.stop - item.start]
+                for columns in part.split(_COLUMNS, dim=1):
+                    parts[item.block] += (columns @ KERNELS[kernel](columns).T).double().cpu()
+                column += item.stop - item.start
+            del rows, part
+        progress.close()
+    return NTK(kernel, parts)
+
+
+def _blocks(model: PreTrainedModel, parameters: Mapping[str, list[str]] | list[str] | None) -> dict[str, list[str]]:
+    if parameters is None:
+        names = reduced_ffns(model) or [ffn.name for ffn in find_ffns(model)]
+        if not names:
+            raise UnsupportedModelError(f"{type(model).__name__} has no FFN that its family's specs describe")
+        return parameter_blocks(model, names)
+    blocks = dict(parameters) if isinstance(parameters, Mapping) else {name: [name] for name in parameters}
+    known = {name for name, _ in model.named_parameters()}
+    for name in (name for names in blocks.values() for name in names):
+        if name not in known:
+            raise FusionConfigError(f"parameters: the model has no parameter {name!r}")
+    return blocks
+
+
+def _passes(
+    model: PreTrainedModel, blocks: dict[str, list[str]], gradient_bytes: int, samples: int
+) -> Iterator[list[Slice]]:
+    """Packs the parameters, cut where needed, into passes whose gradients fit."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    room = max(1, gradient_bytes // (samples * torch.finfo(model.dtype).bits // 8))
+    taken: list[Slice] = []
+    left = room
+    for block, names in blocks.items():
+        for name in names:
+            start = 0
+            while start < sizes[name]:
+                if not left:
+                    yield taken
+                    taken, left = [], room
+                stop = min(sizes[name], start + left)
+                taken.append(Slice(block, name, start, stop))
+                start, left = stop, left - (stop - start)
+    yield taken

@@ -1,0 +1,91 @@
+"""How measures run a model: in eval mode, on its own device, and with padding told apart."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..data import Batch
+
+__all__ = ["evaluating", "final_hidden_state", "inputs_of", "on_device", "token_mask", "training_step", "unpadded"]
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Puts models into eval mode, without gradients, and back."""
+    modes = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+
+
+def inputs_of(batch: Batch) -> Batch:
+    """The arguments of a forward: a batch without its labels."""
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def on_device(batch: Batch, model: PreTrainedModel) -> Batch:
+    """A batch on the device of a model."""
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def final_hidden_state(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Runs a model up to its last hidden state (the decoder's, in an encoder-decoder), `[batch, tokens, d]`."""
+    outputs = model.base_model(**inputs_of(batch), output_hidden_states=True)
+    states = getattr(outputs, "decoder_hidden_states", None) or outputs.hidden_states
+    return states[-1]
+
+
+def token_mask(batch: Batch, *, decoder: bool) -> Tensor | None:
+    """Which tokens are no padding, `[batch, tokens]` bool, or None where all are.
+
+    Args:
+        batch: The batch.
+        decoder: The decoder's tokens of an encoder-decoder.
+    """
+    mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
+    return None if mask is None else mask.bool()
+
+
+def unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yields the rows of batches one by one, without their padding.
+
+    Experts see tokens of all rows in one heap, where padding cannot be told from text.
+    """
+    for batch in batches:
+        for index in range(len(batch["input_ids"])):
+            row = {name: tensor[index : index + 1] for name, tensor in batch.items()}
+            for decoder in (False, True):
+                mask = token_mask(row, decoder=decoder)
+                if mask is None:
+                    continue
+                for name, tensor in row.items():
+                    of_decoder = name.startswith("decoder_") or (name == "labels" and "decoder_input_ids" in row)
+                    if of_decoder == decoder:
+                        row[name] = tensor[mask][None]
+            yield row
+
+
+def training_step(model: PreTrainedModel, batch: Batch, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """One forward and backward of a model in its present mode, and a step of the optimizer where one is given.
+
+    Args:
+        model: The model.
+        batch: The batch.
+        optimizer: Steps after the backward. Gradients are dropped at the end.
+    """
+    from .scalars import scalar_outputs
+
+    scalar_outputs(model)(model, batch).mean().backward()
+    if optimizer is not None:
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
