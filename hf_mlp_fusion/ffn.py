@@ -100,6 +100,22 @@ class FFN:
             return down(activation(up(hidden)))
         return down(activation(self.host.get_submodule(self.spec.gate)(hidden)) * up(hidden))
 
+    def hidden(self, inputs: Tensor, weights: FFNWeights) -> Tensor:
+        """Runs other hidden units with this FFN's activation, without P.
+
+        Args:
+            inputs: What the up projection sees, `[..., d_in]`.
+            weights: The units, k of them.
+
+        Returns:
+            What the down projection would see, `[..., k]`.
+        """
+        activation = self.host.get_submodule(self.spec.activation)
+        up = nn.functional.linear(inputs, weights.up, weights.up_bias)
+        if weights.gate is None:
+            return activation(up)
+        return activation(nn.functional.linear(inputs, weights.gate, weights.gate_bias)) * up
+
     def entries(self, fusion: Fusion) -> dict[str, Tensor]:
         """The state dict entries of this FFN once fused, under the full model's names and in its layout."""
         weights, path = fusion.weights, f"{self.prefix}{self.name}."

@@ -57,11 +57,14 @@ def token_mask(batch: Batch, *, decoder: bool) -> Tensor | None:
 
 
 def unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yields the rows of batches one by one, without their padding.
+    """Yields batches without padding as they are, and the rows of others one by one, without their padding.
 
     Experts see tokens of all rows in one heap, where padding cannot be told from text.
     """
     for batch in batches:
+        if all((mask := token_mask(batch, decoder=decoder)) is None or mask.all() for decoder in (False, True)):
+            yield batch
+            continue
         for index in range(len(batch["input_ids"])):
             row = {name: tensor[index : index + 1] for name, tensor in batch.items()}
             for decoder in (False, True):

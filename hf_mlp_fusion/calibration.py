@@ -1,0 +1,143 @@
+"""Calibration data: what a user gives becomes batches, and batches run through a model become second moments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from .data import Batch, read_texts
+from .errors import DataError
+from .ffn import FFN
+from .measure.running import evaluating, inputs_of, on_device, token_mask, unpadded
+from .moments import Moments, MomentSums
+from .objectives import make_batches
+from .reduction import FFNWeights
+
+__all__ = ["SAMPLES", "calibration_batches", "collect_moments"]
+
+SAMPLES = 512
+"""Rows of tokens (sentences, or windows of 128 tokens for language models) that a calibration on texts uses."""
+
+
+def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any = None) -> list[Batch]:
+    """Turns what a user gives for calibration into batches.
+
+    Args:
+        model: The model to calibrate.
+        calibration: Batches of model inputs (mappings of tensors), texts, a text file or tabular file, the name of a
+            data set, or a `datasets.Dataset` with a column of texts.
+        tokenizer: The model's tokenizer; if not given and needed, it is loaded from where the model came from.
+
+    Raises:
+        DataError: There is nothing in it, or no tokenizer to be had.
+    """
+    if isinstance(calibration, str | Path):
+        calibration = read_texts(calibration)
+    elif hasattr(calibration, "column_names"):  # a `datasets.Dataset`; the library need not be imported to tell
+        names = calibration.column_names
+        column = next((name for name in ("text", "sentence", "sentence1", "content") if name in names), None)
+        if column is None:
+            raise DataError(f"the data set has no column of texts; rename one of {', '.join(names)} to 'text'")
+        calibration = calibration[column]
+    items = list(calibration)
+    if not items:
+        raise DataError("calibration is empty: give texts or batches of model inputs")
+    if isinstance(items[0], Mapping):
+        return [{name: torch.as_tensor(value) for name, value in item.items()} for item in items]
+    if not all(isinstance(item, str) for item in items):
+        raise DataError(
+            f"calibration holds {type(items[0]).__name__}: give texts or batches (mappings) of model inputs"
+        )
+    if tokenizer is None:
+        source = model.config.name_or_path
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source) if source else None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{source} has no tokenizer: pass tokenizer=") from error
+        if tokenizer is None:
+            raise DataError("texts need a tokenizer: pass tokenizer=")
+    return make_batches(model, tokenizer, items, samples=SAMPLES, batch_size=16)
+
+
+class _FinishedError(Exception):
+    """Ends a forward once the FFNs of interest have run."""
+
+
+def collect_moments(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    batches: Iterable[Batch],
+    units: Mapping[str, FFNWeights] | None = None,
+) -> dict[str, Moments]:
+    """Runs a model up to some FFNs of one layer and takes the second moments of their hidden units and outputs.
+
+    Padding does not count. The moments are about the means where an FFN has an output bias.
+
+    Args:
+        model: The model, its earlier FFNs fused or not.
+        ffns: FFNs of one layer that are not fused yet: one, or the experts of a mixture.
+        batches: Batches of tokens.
+        units: Other hidden units to take the moments of, by FFN name; the output stays that of the FFN itself.
+
+    Returns:
+        The moments by FFN name. An expert that saw no token has none.
+    """
+    sums = {ffn.name: MomentSums(centred=ffn.read().down_bias is not None) for ffn in ffns}
+    running: dict[str, Batch] = {}
+    hooks = [
+        hook
+        for ffn in ffns
+        for hook in _watch(ffn, sums[ffn.name], running, None if units is None else units[ffn.name])
+    ]
+    hooks.append(_holder(model, ffns).register_forward_hook(_stop))
+    experts = any(ffn.expert is not None for ffn in ffns)
+    try:
+        with evaluating(model):
+            for batch in unpadded(batches) if experts else batches:
+                running["batch"] = on_device(batch, model)
+                try:
+                    model(**inputs_of(running["batch"]))
+                except _FinishedError:
+                    continue
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: item.moments() for name, item in sums.items() if item.count}
+
+
+def _stop(module: nn.Module, arguments: object, output: object) -> None:
+    raise _FinishedError
+
+
+def _holder(model: PreTrainedModel, ffns: Sequence[FFN]) -> nn.Module:
+    """The smallest module that holds all of the FFNs: the forward may end behind it."""
+    if len(ffns) == 1:
+        return ffns[0].host
+    path = os.path.commonpath([f"{ffn.prefix}{ffn.name}".replace(".", "/") for ffn in ffns])
+    return model.get_submodule(path.replace("/", "."))
+
+
+def _watch(
+    ffn: FFN, sums: MomentSums, running: dict[str, Batch], units: FFNWeights | None
+) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    inputs: list[Tensor] = []
+
+    def keep_input(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs[:] = [arguments[0]]
+
+    def add(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        hidden = arguments[0] if units is None else ffn.hidden(inputs.pop(), units)
+        mask = token_mask(running["batch"], decoder=ffn.stack == "decoder") if output.dim() == 3 else None
+        if mask is None:
+            sums.add(hidden.flatten(0, -2), output.flatten(0, -2))
+        else:
+            sums.add(hidden[mask], output[mask])
+
+    yield ffn.host.get_submodule(ffn.spec.up).register_forward_pre_hook(keep_input)
+    yield ffn.host.get_submodule(ffn.spec.down).register_forward_hook(add)

@@ -1,0 +1,109 @@
+"""Second moments of hidden activations and of the output wanted from them: all that selection and refit need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Moments"]
+
+# Tokens whose products are summed in float32 before they join the float64 sums.
+_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means of h hᵀ and h yᵀ over N tokens: h the activations of I hidden units, y the output wanted of them.
+
+    Memory is that of `gram` whatever N is. Where the FFN has an output bias, the moments are taken about the means,
+    which the bias absorbs; where it has none, about zero.
+
+    Args:
+        count: Tokens seen, N.
+        gram: `[I, I]`, float64.
+        cross: `[I, d]`, float64.
+        h_mean: `[I]`, float64; zero where the FFN has no output bias.
+        y_mean: `[d]`, float64; zero where the FFN has no output bias.
+        y_square: Mean of |y - y_mean|² (about zero: of |y|²).
+    """
+
+    count: int
+    gram: Tensor
+    cross: Tensor
+    h_mean: Tensor
+    y_mean: Tensor
+    y_square: float
+
+    @property
+    def width(self) -> int:
+        """Hidden units, I."""
+        return len(self.gram)
+
+    def of_units(self, mixing: Tensor) -> Moments:
+        """Moments of new units whose activations are mixtures of these: h' = mixing h.
+
+        Args:
+            mixing: `[k, I]`; or indices of units to keep, `[k]`, int64.
+        """
+        if mixing.dim() == 1:
+            gram, cross, h_mean = self.gram[mixing][:, mixing], self.cross[mixing], self.h_mean[mixing]
+        else:
+            gram, cross, h_mean = mixing @ self.gram @ mixing.T, mixing @ self.cross, mixing @ self.h_mean
+        return Moments(self.count, gram, cross, h_mean, self.y_mean, self.y_square)
+
+    def error(self, weight: Tensor) -> float:
+        """Relative output error of y = weight h (+ the best bias, about the means), ‖error‖ / ‖y‖.
+
+        Args:
+            weight: `[d, I]`, float64.
+        """
+        residual = self.y_square - 2 * (weight.T * self.cross).sum() + (weight @ self.gram * weight).sum()
+        return float((residual.clamp(min=0) / self.y_square).sqrt()) if self.y_square > 0 else 0.0
+
+
+class MomentSums:
+    """Sums that grow chunk by chunk into `Moments`.
+
+    Args:
+        centred: Take the moments about the means (for FFNs with an output bias).
+    """
+
+    def __init__(self, *, centred: bool) -> None:
+        self.centred = centred
+        self.count = 0
+        self._sums: list[Tensor] = []
+
+    def add(self, hidden: Tensor, output: Tensor) -> None:
+        """Adds tokens.
+
+        Args:
+            hidden: Activations, `[n, I]`.
+            output: Output wanted, `[n, d]`.
+        """
+        for h, y in zip(hidden.float().split(_TOKENS), output.float().split(_TOKENS), strict=True):
+            self.count += len(h)
+            sums = [h.T @ h, h.T @ y, h.sum(0), y.sum(0), y.square().sum()]
+            if not self._sums:
+                self._sums = [item.double() for item in sums]
+            else:
+                for total, item in zip(self._sums, sums, strict=True):
+                    total += item
+
+    def moments(self) -> Moments:
+        """The moments of the tokens seen so far.
+
+        Raises:
+            ValueError: None was seen.
+        """
+        if not self.count:
+            raise ValueError("no token was seen")
+        gram, cross, h_mean, y_mean, y_square = (item / self.count for item in self._sums)
+        if self.centred:
+            gram = gram - torch.outer(h_mean, h_mean)
+            cross = cross - torch.outer(h_mean, y_mean)
+            y_square = y_square - y_mean @ y_mean
+        else:
+            h_mean, y_mean = torch.zeros_like(h_mean), torch.zeros_like(y_mean)
+        return Moments(self.count, gram, cross, h_mean, y_mean, max(float(y_square), 0.0))
