@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from .clustering import CLUSTERINGS
 from .errors import FusionConfigError
 from .layers import check_layers
 
-__all__ = ["TARGETS", "FusionConfig"]
+__all__ = ["REFITS", "SELECTIONS", "TARGETS", "FusionConfig"]
 
 TARGETS = ("auto", "dense", "experts", "all")
+SELECTIONS = ("auto", "clusters", "obs")
+REFITS = ("auto", "none", "bias", "output")
 VERSION = 1
 
 
@@ -27,7 +29,9 @@ class FusionConfig:
             or `{name pattern: units or share}`, the first matching pattern deciding.
         layers: Which layers to fuse. In an encoder-decoder each stack counts by itself.
         targets: Which kind of FFN to fuse.
-        clustering: How the hidden units are grouped.
+        clustering: How the hidden units are grouped, where they are clustered.
+        selection: Which units stay: centroids of clusters, or real units.
+        refit: What is fitted to calibration data afterwards.
         seed: Seed of the clustering, where it has any randomness (`"kmeans"`; Ward has none).
         multiple_of: Shares are rounded to a multiple of this number of units, so that widths suit the hardware.
         version: Version of this format.
@@ -37,7 +41,7 @@ class FusionConfig:
 
     Example:
         >>> FusionConfig(width=0.25, layers="last:8")
-        FusionConfig(width=0.25, layers='last:8', targets='auto', clustering='ward', seed=0, multiple_of=64, version=1)
+        FusionConfig(width=0.25, layers='last:8', targets='auto', clustering='ward', ...)
     """
 
     width: int | float | dict[str, int | float] = field(
@@ -57,6 +61,20 @@ class FusionConfig:
     )
     clustering: str = field(
         default="ward", metadata={"help": 'How units are grouped: "ward" (better and much faster) or "kmeans".'}
+    )
+    selection: str = field(
+        default="auto",
+        metadata={
+            "help": '"clusters" (centroids of clustered units), "obs" (real units, chosen by optimal brain surgeon on '
+            'calibration data), or "auto": obs with calibration data, clusters without.'
+        },
+    )
+    refit: str = field(
+        default="auto",
+        metadata={
+            "help": '"none", "bias" (match the mean output), "output" (solve the down projection in closed form), or '
+            '"auto": output with calibration data, none without.'
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the clustering, where it has any randomness."})
     multiple_of: int = field(default=64, metadata={"help": "Shares are rounded to a multiple of this many units."})
@@ -83,7 +101,12 @@ class FusionConfig:
         else:
             _check_width(self.width, "width")
         object.__setattr__(self, "layers", check_layers(self.layers))
-        for name, choices in (("targets", TARGETS), ("clustering", tuple(CLUSTERINGS))):
+        for name, choices in (
+            ("targets", TARGETS),
+            ("clustering", tuple(CLUSTERINGS)),
+            ("selection", SELECTIONS),
+            ("refit", REFITS),
+        ):
             if getattr(self, name) not in choices:
                 listed = ", ".join(repr(choice) for choice in choices)
                 raise FusionConfigError(f"{name} must be one of {listed}, not {getattr(self, name)!r}")
@@ -93,6 +116,29 @@ class FusionConfig:
             raise FusionConfigError(
                 f"multiple_of must be a positive integer (64 suits GPUs, 1 rounds nothing), not {self.multiple_of!r}"
             )
+
+    def resolved(self, *, calibrated: bool) -> FusionConfig:
+        """The recipe with `"auto"` selection and refit replaced by what they mean.
+
+        Args:
+            calibrated: Whether there is calibration data.
+
+        Raises:
+            FusionConfigError: The recipe needs calibration data and there is none, or it has no use for them.
+        """
+        selection, refit = self.selection, self.refit
+        if selection == "auto":
+            selection = "obs" if calibrated and refit in ("auto", "output") else "clusters"
+        if refit == "auto":
+            refit = "output" if calibrated else "none"
+        if not calibrated and (selection == "obs" or refit != "none"):
+            asked = "selection='obs'" if selection == "obs" else f"refit={refit!r}"
+            raise FusionConfigError(f"{asked} needs calibration data: pass calibration= (on the command line --texts)")
+        if calibrated and refit == "none":
+            raise FusionConfigError(
+                "calibration data have no use with refit='none': write refit='output', or leave them"
+            )
+        return replace(self, selection=selection, refit=refit)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain JSON values."""

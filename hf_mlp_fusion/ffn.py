@@ -79,10 +79,9 @@ class FFN:
 
     def parameter_names(self) -> list[str]:
         """Names of its parameters in the full model, whatever form it has."""
-        paths = (*self.spec.narrowed, self.spec.down)
         return [
             f"{self.prefix}{self.name}.{path}.{name}"
-            for path in paths
+            for path in self._paths()
             for name, _ in self.host.get_submodule(path).named_parameters()
         ]
 
@@ -116,28 +115,37 @@ class FFN:
             return activation(up)
         return activation(nn.functional.linear(inputs, weights.gate, weights.gate_bias)) * up
 
-    def entries(self, fusion: Fusion) -> dict[str, Tensor]:
-        """The state dict entries of this FFN once fused, under the full model's names and in its layout."""
-        weights, path = fusion.weights, f"{self.prefix}{self.name}."
-        parts: list[tuple[str | None, Tensor | None, Tensor | None]] = [
-            (self.spec.up, weights.up, weights.up_bias),
-            (self.spec.down, weights.down, weights.down_bias),
-            (self.spec.gate, weights.gate, weights.gate_bias),
-        ]
-        entries = {f"{path}{self.spec.activation}.cluster_sizes": fusion.cluster_sizes}
-        for name, weight, bias in parts:
-            if name is None or weight is None:
-                continue
-            is_conv = isinstance(self.host.get_submodule(name), Conv1D)
-            entries[f"{path}{name}.weight"] = weight.T.contiguous() if is_conv else weight
-            if bias is not None:
-                entries[f"{path}{name}.bias"] = bias
-        return entries
-
     def parameter_count(self, width: int) -> int:
         """Parameters that it has with `width` hidden units."""
         weights = self.read()
         return width * weights.unit_size + (0 if weights.down_bias is None else weights.down_bias.numel())
+
+    def replace(self, fusion: Fusion) -> None:
+        """Makes this the fused FFN: narrows it, and takes over the fused weights and P.
+
+        Args:
+            fusion: The weights, whose dtype and device are those of the present ones, and P.
+        """
+        trainable = {path: self.host.get_submodule(path).weight.requires_grad for path in self._paths()}
+        self.narrow(fusion.weights.width)
+        weights = fusion.weights
+        parts = {
+            self.spec.up: (weights.up, weights.up_bias),
+            self.spec.down: (weights.down, weights.down_bias),
+        }
+        if self.spec.gate is not None and weights.gate is not None:
+            parts[self.spec.gate] = (weights.gate, weights.gate_bias)
+        for path, (weight, bias) in parts.items():
+            module = self.host.get_submodule(path)
+            with torch.no_grad():
+                module.weight.copy_(weight.T if isinstance(module, Conv1D) else weight)  # type: ignore[operator]
+                if bias is not None:
+                    module.bias.copy_(bias)  # type: ignore[operator]
+            module.requires_grad_(trainable[path])  # type: ignore[arg-type]
+        self.owner.scaling.cluster_sizes.copy_(fusion.cluster_sizes)  # type: ignore[union-attr, operator]
+
+    def _paths(self) -> tuple[str, ...]:
+        return (*self.spec.narrowed, self.spec.down)
 
     def narrow(self, width: int) -> None:
         """Swaps the projections for narrow ones with new weights, and puts P behind the activation.

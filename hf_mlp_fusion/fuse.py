@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 import warnings
 from typing import Any
@@ -13,14 +14,14 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
-from .clustering import CLUSTERINGS, inertia
+from .calibration import calibration_batches
 from .config import FusionConfig
 from .errors import FusionConfigError, FusionWarning, UnsupportedModelError
 from .families import family_of
 from .ffn import FFN, find_ffns
+from .fusing import FFNFusion, fuse_layer
 from .modeling import FusedModelMixin, fused_class
 from .plan import FusionPlan, plan_fusion
-from .reduction import Fusion, fuse_weights
 from .registration import config_class
 from .report import FFNReport, FusionReport
 from .section import FFNWidth, FusionSection
@@ -28,14 +29,24 @@ from .section import FFNWidth, FusionSection
 __all__ = ["fuse_model"]
 
 
-def fuse_model(model: PreTrainedModel, config: FusionConfig, *, inplace: bool = False) -> Any:
+def fuse_model(
+    model: PreTrainedModel,
+    config: FusionConfig,
+    *,
+    calibration: Any = None,
+    tokenizer: Any = None,
+    inplace: bool = False,
+) -> Any:
     """Fuses the FFNs (or experts) of a model.
 
     Args:
         model: A stock model of a supported family, with any head.
         config: What to fuse and how.
+        calibration: Data that the recipe may use, to keep the output far better than without: texts, a text file, a
+            data set, or batches of model inputs (mappings of tensors). A few hundred sentences do.
+        tokenizer: The tokenizer for texts; if not given, the one that lies beside the model's weights.
         inplace: Take over the model's tensors instead of copying them, to save memory. `model` is left without weights
-            and must not be used again.
+            and must not be used again, also where fusion fails half-way.
 
     Returns:
         A model of the fused class (`FusedRobertaForMaskedLM` for a `RobertaForMaskedLM`) with the dtype, device and
@@ -44,6 +55,7 @@ def fuse_model(model: PreTrainedModel, config: FusionConfig, *, inplace: bool = 
     Raises:
         FusionConfigError: The recipe cannot be carried out on this model, or a weight is not finite.
         UnsupportedModelError: The family is not supported, or the model is fused, wrapped, quantized or offloaded.
+        DataError: The calibration data cannot be read.
 
     Warns:
         FusionWarning: A width below the hidden size, or below a quarter of the FFN's own.
@@ -55,33 +67,46 @@ def fuse_model(model: PreTrainedModel, config: FusionConfig, *, inplace: bool = 
     """
     _check_fusable(model)
     started = time.perf_counter()
+    config = config.resolved(calibrated=calibration is not None)
     plan = plan_fusion(model, config)
     for message in plan.warnings:
         warnings.warn(message, FusionWarning, stacklevel=2)
-    before = _size(model)
+    for ffn, _ in plan.widths:
+        if not torch.isfinite(ffn.read().features()).all():
+            raise FusionConfigError(f"the weights of {ffn.name} hold NaN or infinity: the checkpoint is broken")
+    batches = None if calibration is None else calibration_batches(model, calibration, tokenizer)
+    parameters, size = model.num_parameters(), model.get_memory_footprint()
     ffn_parameters = sum(ffn.parameter_count(ffn.width) for ffn in find_ffns(model))
+    section = _section(model, plan, config)
 
-    entries: dict[str, torch.Tensor] = {}
+    # A copy is fused layer by layer, so that calibration sees the layers before as they will be.
+    working = model if inplace else copy.deepcopy(model)
+    own = {ffn.name: ffn for ffn in find_ffns(working)}
     reports: list[FFNReport] = []
-    for ffn, width in transformers_logging.tqdm(plan.widths, desc="Fusing", unit="FFN"):
-        fusion, report = _fuse_ffn(ffn, width, config)
-        entries |= ffn.entries(fusion)
-        reports.append(report)
+    progress = transformers_logging.tqdm(total=len(plan.widths), desc="Fusing", unit="FFN")
+    for _, layer in itertools.groupby(plan.widths, key=lambda item: (item[0].stack, item[0].layer)):
+        layer_started = time.perf_counter()
+        group = [(own[ffn.name], width) for ffn, width in layer]
+        fused_ffns = fuse_layer(working, group, config, batches)
+        seconds = (time.perf_counter() - layer_started) / len(group)
+        reports += [_ffn_report(ffn, width, fused_ffns[ffn.name], seconds) for ffn, width in group]
+        for ffn, _ in group:
+            ffn.replace(fused_ffns[ffn.name].fusion)
+        progress.update(len(group))
+    progress.close()
 
-    fused = _build(model, plan, config, entries, inplace)
-    after = _size(fused)
-    fused_parameters = sum(report.parameters_before for report in reports)
+    fused = _build(working, section, inplace)
     fused.fusion_report = FusionReport(
         recipe=config.to_dict(),
-        source=fused.config.mlp_fusion["source"],
+        source=section.source,
         ffns=reports,
         skipped=plan.skipped,
-        parameters_before=before[0],
-        parameters_after=after[0],
-        bytes_before=before[1],
-        bytes_after=after[1],
+        parameters_before=parameters,
+        parameters_after=fused.num_parameters(),
+        bytes_before=size,
+        bytes_after=fused.get_memory_footprint(),
         ffn_parameters=ffn_parameters,
-        fused_share=fused_parameters / ffn_parameters,
+        fused_share=sum(report.parameters_before for report in reports) / ffn_parameters,
         seconds=round(time.perf_counter() - started, 3),
         warnings=plan.warnings,
         versions={
@@ -111,68 +136,57 @@ def _check_fusable(model: PreTrainedModel) -> None:
         raise UnsupportedModelError("some weights are offloaded or on the meta device: load the model without that")
 
 
-def _fuse_ffn(ffn: FFN, width: int, config: FusionConfig) -> tuple[Fusion, FFNReport]:
-    started = time.perf_counter()
-    weights = ffn.read()
-    features = weights.features()
-    if not torch.isfinite(features).all():
-        raise FusionConfigError(f"the weights of {ffn.name} hold NaN or infinity: the checkpoint is broken")
-    labels = CLUSTERINGS[config.clustering](features, width, config.seed)
-    fusion = fuse_weights(weights, labels)
-    sizes = fusion.cluster_sizes
-    return fusion, FFNReport(
+def _ffn_report(ffn: FFN, width: int, fused: FFNFusion, seconds: float) -> FFNReport:
+    sizes = fused.fusion.cluster_sizes
+    return FFNReport(
         name=ffn.name,
         original_width=ffn.width,
         width=width,
-        inertia_share=inertia(features, labels),
+        inertia_share=fused.inertia_share,
         largest_cluster=int(sizes.max()),
         singletons=int((sizes == 1).sum()),
         parameters_before=ffn.parameter_count(ffn.width),
         parameters_after=ffn.parameter_count(width),
-        seconds=round(time.perf_counter() - started, 3),
+        seconds=round(seconds, 3),
+        method=fused.method,
+        tokens=fused.tokens,
+        calibration_error=fused.calibration_error,
     )
 
 
-def _build(
-    model: PreTrainedModel, plan: FusionPlan, config: FusionConfig, entries: dict[str, torch.Tensor], inplace: bool
-) -> Any:
-    """Builds the fused twin through the public `from_pretrained`, which ties weights and fills unsaved buffers."""
+def _section(model: PreTrainedModel, plan: FusionPlan, config: FusionConfig) -> FusionSection:
     source = {
         "name_or_path": model.config.name_or_path,
         "model_type": model.config.model_type,
         "architecture": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-    widths = {ffn.name: FFNWidth(width, ffn.width) for ffn, width in plan.widths}
-    values = model.config.to_dict()
+    return FusionSection(config, source, {ffn.name: FFNWidth(width, ffn.width) for ffn, width in plan.widths})
+
+
+def _build(working: PreTrainedModel, section: FusionSection, inplace: bool) -> Any:
+    """Builds the fused twin of a stock model with fused FFNs, taking over its tensors.
+
+    The public `from_pretrained` does it: it ties weights, fills unsaved buffers and hooks up recorded outputs.
+    """
+    values = working.config.to_dict()
     for name in ("model_type", "transformers_version", "architectures"):
         values.pop(name, None)
-    values["mlp_fusion"] = FusionSection(config, source, widths).to_dict()
-    fused_config = config_class(family_of(model.config)).from_dict(values)
-    state = {
-        name: entries[name] if name in entries else tensor if inplace else tensor.clone()
-        for name, tensor in model.state_dict().items()
-    }
-    state |= entries
-    fused: Any = fused_class(type(model)).from_pretrained(
+    values["mlp_fusion"] = section.to_dict()
+    fused: Any = fused_class(type(working)).from_pretrained(
         None,
-        config=fused_config,
-        state_dict=state,
-        dtype=model.dtype,
-        device_map=None if model.device.type == "cpu" else {"": model.device},
-        attn_implementation=model.config._attn_implementation,
+        config=config_class(family_of(working.config)).from_dict(values),
+        state_dict=working.state_dict(),
+        dtype=working.dtype,
+        device_map=None if working.device.type == "cpu" else {"": working.device},
+        attn_implementation=working.config._attn_implementation,
     )
-    fused.train(model.training)
-    stock_parameters = dict(model.named_parameters())
+    fused.train(working.training)
+    stock_parameters = dict(working.named_parameters())
     for name, parameter in fused.named_parameters():
         parameter.requires_grad_(stock_parameters[name].requires_grad)
-    if getattr(model, "generation_config", None) is not None:
-        fused.generation_config = copy.deepcopy(model.generation_config)
+    if getattr(working, "generation_config", None) is not None:
+        fused.generation_config = working.generation_config
     if inplace:
-        model.to(torch.device("meta"))  # type: ignore[arg-type]
+        working.to(torch.device("meta"))  # type: ignore[arg-type]
     return fused
-
-
-def _size(model: PreTrainedModel) -> tuple[int, int]:
-    """Parameters (tied ones once), and bytes of parameters and buffers."""
-    return model.num_parameters(), model.get_memory_footprint()

@@ -41,16 +41,18 @@ class Moments:
         """Hidden units, I."""
         return len(self.gram)
 
-    def of_units(self, mixing: Tensor) -> Moments:
-        """Moments of new units whose activations are mixtures of these: h' = mixing h.
+    def on_cpu(self) -> Moments:
+        """The same moments on the CPU."""
+        gram, cross, h_mean, y_mean = (item.cpu() for item in (self.gram, self.cross, self.h_mean, self.y_mean))
+        return Moments(self.count, gram, cross, h_mean, y_mean, self.y_square)
+
+    def of_units(self, kept: Tensor) -> Moments:
+        """Moments of some of the units.
 
         Args:
-            mixing: `[k, I]`; or indices of units to keep, `[k]`, int64.
+            kept: Indices, `[k]`, int64.
         """
-        if mixing.dim() == 1:
-            gram, cross, h_mean = self.gram[mixing][:, mixing], self.cross[mixing], self.h_mean[mixing]
-        else:
-            gram, cross, h_mean = mixing @ self.gram @ mixing.T, mixing @ self.cross, mixing @ self.h_mean
+        gram, cross, h_mean = self.gram[kept][:, kept], self.cross[kept], self.h_mean[kept]
         return Moments(self.count, gram, cross, h_mean, self.y_mean, self.y_square)
 
     def error(self, weight: Tensor) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FFNWeights", "Fusion", "even_cluster_sizes", "fuse_weights"]
+__all__ = ["FFNWeights", "Fusion", "even_cluster_sizes", "fuse_weights", "select_units"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,29 @@ class FFNWeights:
         down_bias = None if self.down_bias is None else self.down_bias.detach().clone()
         return FFNWeights(mean(self.up), mean(self.down, dim=1), up_bias, gate, gate_bias, down_bias)
 
+    def with_down(self, down: Tensor, down_bias: Tensor) -> FFNWeights:
+        """The same units with other output weights, cast to the dtype and device of these.
+
+        Args:
+            down: `[d_out, I]`.
+            down_bias: `[d_out]`; left out where the FFN has none.
+        """
+        bias = None if self.down_bias is None else down_bias.to(self.down_bias)
+        return replace(self, down=down.to(self.down), down_bias=bias)
+
+    def picked(self, kept: np.ndarray) -> FFNWeights:
+        """Some of the units as they are.
+
+        Args:
+            kept: Indices of units, `[k]`.
+        """
+        index = torch.from_numpy(kept)
+        up_bias, gate, gate_bias = (
+            None if part is None else part.detach()[index] for part in (self.up_bias, self.gate, self.gate_bias)
+        )
+        down_bias = None if self.down_bias is None else self.down_bias.detach().clone()
+        return FFNWeights(self.up.detach()[index], self.down.detach()[:, index], up_bias, gate, gate_bias, down_bias)
+
 
 @dataclass(frozen=True)
 class Fusion:
@@ -114,6 +137,24 @@ def fuse_weights(weights: FFNWeights, labels: np.ndarray) -> Fusion:
         tensor([2], dtype=torch.int32)
     """
     return Fusion(weights.merged(labels), torch.from_numpy(np.bincount(labels)).to(torch.int32))
+
+
+def select_units(weights: FFNWeights, kept: np.ndarray, labels: np.ndarray) -> Fusion:
+    """Keeps real units instead of centroids; P counts the units that each stands for.
+
+    The kept units' output weights are divided by P, so that without a refit the FFN computes what they compute alone.
+
+    Args:
+        weights: The FFN of I units.
+        kept: Indices of the units to keep, `[k]`.
+        labels: For each unit the position in `kept` of the one that stands for it, `[I]`.
+
+    Returns:
+        The FFN of k units.
+    """
+    sizes = torch.from_numpy(np.bincount(labels)).to(torch.int32)
+    units = weights.picked(kept)
+    return Fusion(replace(units, down=units.down / sizes.to(units.down)), sizes)
 
 
 def even_cluster_sizes(width: int, original_width: int) -> Tensor:

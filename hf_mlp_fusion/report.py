@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -31,6 +32,9 @@ class FFNReport:
         parameters_before: Parameters before.
         parameters_after: Parameters after; P, k integers, is not counted.
         seconds: Wall-clock seconds.
+        method: `"clusters"` or `"obs"`, and the refit behind a plus.
+        tokens: Tokens that it was calibrated on.
+        calibration_error: Relative output error ‖y~ - y‖ / ‖y‖ on them (about the mean), None without calibration.
     """
 
     name: str
@@ -42,6 +46,9 @@ class FFNReport:
     parameters_before: int
     parameters_after: int
     seconds: float
+    method: str = "clusters"
+    tokens: int = 0
+    calibration_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,9 @@ def _checked(cls: type, values: object) -> Mapping[str, Any]:
     for name, value in values.items():
         if name not in known:
             raise BrokenCheckpointError(f"{cls.__name__}: unknown field {name!r}; written by a newer hf_mlp_fusion?")
-        wanted = _TYPES[str(known[name].type).split("[")[0]]
+        wanted = _TYPES[re.split(r"\W", str(known[name].type))[0]]
+        if value is None and str(known[name].type).endswith("| None"):
+            continue
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise BrokenCheckpointError(f"{cls.__name__}: {name} must be {known[name].type}, not {value!r:.60}")
     for name, item in known.items():

@@ -47,7 +47,9 @@ def fuse(
     as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON.")] = False,
 ) -> None:
     """Fuse the FFNs or experts of MODEL and save the result, tokenizer and all, in OUT."""
-    config = FusionConfig(parse_width(width), parse_layers(layers), targets, clustering, seed, multiple_of)
+    config = FusionConfig(
+        parse_width(width), parse_layers(layers), targets, clustering, seed=seed, multiple_of=multiple_of
+    )
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise FusionConfigError(f"--dtype must be auto, float32, bfloat16 or float16, not {dtype!r}")
     _check_places(model, out)
