@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .families import FFNSpec, family_of
-from .modules import ClusterScaling, FusedMLP, fused_mlp_class, narrow_projection
-from .reduction import FFNWeights, Fusion
+from .modules import FusedMLP, narrow_projection
+from .reduction import FFNWeights
 
 __all__ = ["FFN", "find_ffns"]
 
@@ -62,6 +61,12 @@ class FFN:
         up = self.host.get_submodule(self.spec.up)
         return up.nx if isinstance(up, Conv1D) else int(up.in_features)  # type: ignore[arg-type]
 
+    @property
+    def output_size(self) -> int:
+        """Size of its output."""
+        down = self.host.get_submodule(self.spec.down)
+        return down.nf if isinstance(down, Conv1D) else int(down.out_features)  # type: ignore[arg-type]
+
     def read(self) -> FFNWeights:
         """The weights, in the layout of `nn.Linear`; views of the model's own tensors where possible."""
 
@@ -81,7 +86,7 @@ class FFN:
         """Names of its parameters in the full model, whatever form it has."""
         return [
             f"{self.prefix}{self.name}.{path}.{name}"
-            for path in self._paths()
+            for path in self.paths
             for name, _ in self.host.get_submodule(path).named_parameters()
         ]
 
@@ -120,51 +125,44 @@ class FFN:
         weights = self.read()
         return width * weights.unit_size + (0 if weights.down_bias is None else weights.down_bias.numel())
 
-    def replace(self, fusion: Fusion) -> None:
-        """Makes this the fused FFN: narrows it, and takes over the fused weights and P.
+    def tensors(self, weights: FFNWeights) -> dict[str, Tensor]:
+        """Weights as the parameters of its projections hold them, by their names below the host."""
+        parts: list[tuple[str | None, Tensor | None, Tensor | None]] = [
+            (self.spec.up, weights.up, weights.up_bias),
+            (self.spec.gate, weights.gate, weights.gate_bias),
+            (self.spec.down, weights.down, weights.down_bias),
+        ]
+        tensors = {}
+        for path, weight, bias in parts:
+            if path is None or weight is None:
+                continue
+            tensors[f"{path}.weight"] = weight.T if isinstance(self.host.get_submodule(path), Conv1D) else weight
+            if bias is not None:
+                tensors[f"{path}.bias"] = bias
+        return tensors
 
-        Args:
-            fusion: The weights, whose dtype and device are those of the present ones, and P.
-        """
-        trainable = {path: self.host.get_submodule(path).weight.requires_grad for path in self._paths()}
-        self.narrow(fusion.weights.width)
-        weights = fusion.weights
-        parts = {
-            self.spec.up: (weights.up, weights.up_bias),
-            self.spec.down: (weights.down, weights.down_bias),
-        }
-        if self.spec.gate is not None and weights.gate is not None:
-            parts[self.spec.gate] = (weights.gate, weights.gate_bias)
-        for path, (weight, bias) in parts.items():
-            module = self.host.get_submodule(path)
-            with torch.no_grad():
-                module.weight.copy_(weight.T if isinstance(module, Conv1D) else weight)  # type: ignore[operator]
-                if bias is not None:
-                    module.bias.copy_(bias)  # type: ignore[operator]
-            module.requires_grad_(trainable[path])  # type: ignore[arg-type]
-        self.owner.scaling.cluster_sizes.copy_(fusion.cluster_sizes)  # type: ignore[union-attr, operator]
-
-    def _paths(self) -> tuple[str, ...]:
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of its projections below the host."""
         return (*self.spec.narrowed, self.spec.down)
 
     def narrow(self, width: int) -> None:
-        """Swaps the projections for narrow ones with new weights, and puts P behind the activation.
+        """Swaps the projections for narrow ones with new weights.
 
         Args:
             width: Units to keep, k.
         """
-        original_width = self.width
         for path in self.spec.narrowed:
-            self._swap(path, narrow_projection(self.host.get_submodule(path), outputs=width))
-        self._swap(self.spec.down, narrow_projection(self.host.get_submodule(self.spec.down), inputs=width))
-        with torch.device(self.host.get_submodule(self.spec.up).weight.device):  # type: ignore[arg-type]
-            scaling = ClusterScaling(self.host.get_submodule(self.spec.activation), width, original_width)
-        self._swap(self.spec.activation, scaling)
-        # As torch's parametrizations and FSDP2 do: same module, same children and hooks, a subclass of its own class.
-        owner = self.owner
-        owner.__class__ = fused_mlp_class(type(owner))
+            self.swap(path, narrow_projection(self.host.get_submodule(path), outputs=width))
+        self.swap(self.spec.down, narrow_projection(self.host.get_submodule(self.spec.down), inputs=width))
 
-    def _swap(self, path: str, module: nn.Module) -> None:
+    def swap(self, path: str, module: nn.Module) -> None:
+        """Puts another module in the place of one of its parts.
+
+        Args:
+            path: Path of the part below the host.
+            module: The new module.
+        """
         parent, _, child = path.rpartition(".")
         setattr(self.host.get_submodule(parent), child, module)
 

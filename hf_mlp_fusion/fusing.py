@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
@@ -12,39 +11,21 @@ from .calibration import collect_moments
 from .clustering import CLUSTERINGS, inertia
 from .config import FusionConfig
 from .data import Batch
+from .driver import ReducedFFN
 from .ffn import FFN
 from .moments import Moments
 from .reduction import Fusion, fuse_weights, select_units
 from .refit import ridge_refit
 from .selection import assign_units, obs_select
 
-__all__ = ["FFNFusion", "fuse_layer"]
+__all__ = ["fuse_layer"]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class FFNFusion:
-    """A fused FFN and how it came about.
-
-    Args:
-        fusion: Its weights and P.
-        inertia_share: Share of the units' variance that the clusters lose.
-        method: `"clusters"` or `"obs"`, and the refit behind a plus.
-        tokens: Tokens that it was calibrated on.
-        calibration_error: Relative output error on them, None without calibration.
-    """
-
-    fusion: Fusion
-    inertia_share: float
-    method: str
-    tokens: int = 0
-    calibration_error: float | None = None
-
-
 def fuse_layer(
     model: PreTrainedModel, group: Sequence[tuple[FFN, int]], config: FusionConfig, batches: Sequence[Batch] | None
-) -> dict[str, FFNFusion]:
+) -> dict[str, ReducedFFN[Fusion]]:
     """Fuses the FFNs of one layer: one, or the experts of a mixture. The model is not changed.
 
     Args:
@@ -64,7 +45,7 @@ def fuse_layer(
     if config.refit == "none":
         return plain
     assert batches is not None
-    units = {name: item.fusion.weights for name, item in plain.items()}
+    units = {name: item.weights.weights for name, item in plain.items()}
     moments = collect_moments(model, [ffn for ffn, _ in group], batches, units)
     return {
         name: _refitted(item, moments[name], config) if _enough(name, item, moments) else item
@@ -72,14 +53,14 @@ def fuse_layer(
     }
 
 
-def _cluster(ffn: FFN, width: int, config: FusionConfig) -> FFNFusion:
+def _cluster(ffn: FFN, width: int, config: FusionConfig) -> ReducedFFN[Fusion]:
     weights = ffn.read()
     features = weights.features()
     labels = CLUSTERINGS[config.clustering](features, width, config.seed)
-    return FFNFusion(fuse_weights(weights, labels), inertia(features, labels), "clusters")
+    return ReducedFFN(fuse_weights(weights, labels), inertia(features, labels), "clusters")
 
 
-def _select(ffn: FFN, width: int, config: FusionConfig, moments: Moments | None) -> FFNFusion:
+def _select(ffn: FFN, width: int, config: FusionConfig, moments: Moments | None) -> ReducedFFN[Fusion]:
     """Keeps real units. Fewer tokens than units say too little of which: such an expert is fused without data."""
     weights = ffn.read()
     if moments is None or moments.count < weights.width:
@@ -87,15 +68,15 @@ def _select(ffn: FFN, width: int, config: FusionConfig, moments: Moments | None)
         return _cluster(ffn, width, config)
     kept, _ = obs_select(moments, width)
     labels = assign_units(moments, kept)
-    chosen = FFNFusion(
+    chosen = ReducedFFN(
         select_units(weights, kept.cpu().numpy(), labels), inertia(weights.features(), labels), config.selection
     )
     return _refitted(chosen, moments.of_units(kept), config)
 
 
-def _refitted(item: FFNFusion, moments: Moments, config: FusionConfig) -> FFNFusion:
+def _refitted(item: ReducedFFN[Fusion], moments: Moments, config: FusionConfig) -> ReducedFFN[Fusion]:
     """Refits the down projection on the moments of the fused units, shrunk to what it was."""
-    fused, sizes = item.fusion.weights, item.fusion.cluster_sizes.double()
+    fused, sizes = item.weights.weights, item.weights.cluster_sizes.double()
     prior = fused.down.double().cpu() * sizes
     moments = moments.on_cpu()
     if config.refit == "output":
@@ -103,8 +84,8 @@ def _refitted(item: FFNFusion, moments: Moments, config: FusionConfig) -> FFNFus
     else:
         weight, bias = prior, moments.y_mean - prior @ moments.h_mean
     refitted = fused.with_down(weight / sizes, bias)
-    return FFNFusion(
-        Fusion(refitted, item.fusion.cluster_sizes),
+    return ReducedFFN(
+        Fusion(refitted, item.weights.cluster_sizes),
         item.inertia_share,
         f"{item.method}+{config.refit}",
         moments.count,
@@ -112,8 +93,8 @@ def _refitted(item: FFNFusion, moments: Moments, config: FusionConfig) -> FFNFus
     )
 
 
-def _enough(name: str, item: FFNFusion, moments: Mapping[str, Moments]) -> bool:
-    if name in moments and moments[name].count >= item.fusion.weights.width:
+def _enough(name: str, item: ReducedFFN[Fusion], moments: Mapping[str, Moments]) -> bool:
+    if name in moments and moments[name].count >= item.weights.weights.width:
         return True
     _say_too_few(name, moments.get(name))
     return False

@@ -18,6 +18,7 @@ from transformers import initialization as init
 from .errors import BrokenCheckpointError, UnsupportedModelError
 from .families import family_of
 from .ffn import find_ffns
+from .forms import FORMS
 from .headers import stored_dtypes
 from .modules import ClusterScaling, check_cluster_sizes
 from .reduction import even_cluster_sizes
@@ -104,14 +105,15 @@ def narrow_ffns(model: PreTrainedModel) -> None:
             if not hasattr(model.base_model, name.split(".")[0]):
                 continue
             raise BrokenCheckpointError(f"the mlp_fusion section names {name!r:.80}, which the model does not have")
-        if ffn.is_fused:
+        form = FORMS[widths.form]
+        if form.is_installed(ffn, widths.width):
             continue
         if ffn.width != widths.original_width:
             raise BrokenCheckpointError(
                 f"config.json contradicts itself: the mlp_fusion section says that {name!r} had "
                 f"{widths.original_width} units, the model's own fields make it {ffn.width}"
             )
-        ffn.narrow(widths.width)
+        form.install(ffn, widths.width, widths.original_width)
 
 
 def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> None:
@@ -124,9 +126,10 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
     Raises:
         BrokenCheckpointError: They did not.
     """
-    ffns = [ffn for ffn in find_ffns(model) if ffn.is_fused]
+    section = FusionSection.from_dict(model.config.mlp_fusion)
+    ffns = [ffn for ffn in find_ffns(model) if ffn.name in section.ffns]
     paths = tuple(f"{ffn.prefix}{ffn.name}.{path}." for ffn in ffns for path in (*ffn.spec.narrowed, ffn.spec.down))
-    scalings = tuple(f"{ffn.prefix}{ffn.name}.{ffn.spec.activation}.cluster_sizes" for ffn in ffns)
+    scalings = tuple(FORMS[section.ffns[ffn.name].form].scaling_name(ffn) for ffn in ffns)
     missing = set(loading_info["missing_keys"])
     mismatched = {item[0] if isinstance(item, tuple) else item for item in loading_info["mismatched_keys"]}
     for names, fault in ((missing, "lacks"), (mismatched, "has in another shape")):
@@ -138,6 +141,8 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
                 "garbage. Fetch the files anew, or fuse the original model again"
             )
     for ffn, name in zip(ffns, scalings, strict=True):
+        if name is None:
+            continue
         scaling = ffn.host.get_submodule(ffn.spec.activation)
         assert isinstance(scaling, ClusterScaling)
         check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)

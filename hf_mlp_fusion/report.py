@@ -25,14 +25,15 @@ class FFNReport:
     Args:
         name: Name within the base model.
         original_width: Hidden units before.
-        width: Hidden units after.
-        inertia_share: Share of the units' variance that the clusters lose, 0 (exact) to 1.
+        width: Hidden units after; the rank, where a baseline made it of low rank.
+        inertia_share: Share of the units' variance that the clusters lose, 0 (exact) to 1; None, as the next two,
+            where a baseline made no clusters.
         largest_cluster: Largest number of units that one unit now stands for.
         singletons: Units that stand for themselves alone.
         parameters_before: Parameters before.
         parameters_after: Parameters after; P, k integers, is not counted.
         seconds: Wall-clock seconds.
-        method: `"clusters"` or `"obs"`, and the refit behind a plus.
+        method: `"clusters"` or `"obs"`, and the refit behind a plus; or the baseline.
         tokens: Tokens that it was calibrated on.
         calibration_error: Relative output error ‖y~ - y‖ / ‖y‖ on them (about the mean), None without calibration.
     """
@@ -40,9 +41,9 @@ class FFNReport:
     name: str
     original_width: int
     width: int
-    inertia_share: float
-    largest_cluster: int
-    singletons: int
+    inertia_share: float | None
+    largest_cluster: int | None
+    singletons: int | None
     parameters_before: int
     parameters_after: int
     seconds: float

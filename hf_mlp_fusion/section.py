@@ -9,7 +9,9 @@ from typing import Any
 from .config import FusionConfig
 from .errors import BrokenCheckpointError, FusionConfigError
 
-__all__ = ["FFNWidth", "FusionSection"]
+FORM_NAMES = ("fused", "narrow", "low_rank")
+
+__all__ = ["FORM_NAMES", "FFNWidth", "FusionSection"]
 
 _LARGEST_WIDTH = 2**24  # units; two orders above any FFN known, and small enough to fail before memory does
 
@@ -21,10 +23,12 @@ class FFNWidth:
     Args:
         width: Hidden units now, k.
         original_width: Hidden units before, I.
+        form: What it has become: `"fused"`, or what a baseline makes (`hf_mlp_fusion.forms.FORMS`).
     """
 
     width: int
     original_width: int
+    form: str = "fused"
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,23 @@ class FusionSection:
         recipe: What was asked for.
         source: The model that was fused: `name_or_path`, `model_type`, `architecture`, `dtype`.
         ffns: The widths of each fused FFN, by its name within the base model.
+        method: What made the model: `"fusion"`, or a baseline.
     """
 
     recipe: FusionConfig
     source: dict[str, Any]
     ffns: dict[str, FFNWidth]
+    method: str = "fusion"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the section as plain JSON values."""
-        ffns = {
-            name: {"width": ffn.width, "original_width": ffn.original_width} for name, ffn in sorted(self.ffns.items())
-        }
-        return {"recipe": self.recipe.to_dict(), "source": self.source, "ffns": ffns}
+        ffns: dict[str, dict[str, Any]] = {}
+        for name, ffn in sorted(self.ffns.items()):
+            ffns[name] = {"width": ffn.width, "original_width": ffn.original_width}
+            if ffn.form != "fused":
+                ffns[name]["form"] = ffn.form
+        values = {"recipe": self.recipe.to_dict(), "source": self.source, "ffns": ffns}
+        return values if self.method == "fusion" else values | {"method": self.method}
 
     @classmethod
     def from_dict(cls, values: object) -> FusionSection:
@@ -59,7 +68,7 @@ class FusionSection:
             BrokenCheckpointError: It is no such section.
             FusionConfigError: It was written by a newer version of this package.
         """
-        if not isinstance(values, Mapping) or set(values) != {"recipe", "source", "ffns"}:
+        if not isinstance(values, Mapping) or set(values) - {"method"} != {"recipe", "source", "ffns"}:
             raise _broken("it must have the fields recipe, source and ffns, and no others")
         if isinstance(values["recipe"], Mapping) and isinstance(version := values["recipe"].get("version"), int):
             FusionConfig(version=max(version, 1))  # a newer version is not broken: it says to upgrade
@@ -74,7 +83,7 @@ class FusionSection:
             if (
                 not isinstance(name, str)
                 or not isinstance(widths, Mapping)
-                or set(widths) != {"width", "original_width"}
+                or set(widths) - {"form"} != {"width", "original_width"}
             ):
                 raise _broken(f"ffns[{name!r:.80}] must have the fields width and original_width")
             width, original_width = widths["width"], widths["original_width"]
@@ -83,8 +92,13 @@ class FusionSection:
                     raise _broken(f"ffns[{name!r:.80}]: {value!r:.40} is no number of hidden units")
             if width > original_width:
                 raise _broken(f"ffns[{name!r:.80}]: {width} units cannot stand for {original_width}")
-            ffns[name] = FFNWidth(width, original_width)
-        return cls(recipe, dict(values["source"]), ffns)
+            if (form := widths.get("form", "fused")) not in FORM_NAMES:
+                raise _broken(f"ffns[{name!r:.80}]: unknown form {form!r:.40}; written by a newer hf_mlp_fusion?")
+            ffns[name] = FFNWidth(width, original_width, form)
+        method = values.get("method", "fusion")
+        if not isinstance(method, str) or not method:
+            raise _broken("method must be a name")
+        return cls(recipe, dict(values["source"]), ffns, method)
 
 
 def _broken(what: str) -> BrokenCheckpointError:

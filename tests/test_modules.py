@@ -6,6 +6,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_mlp_fusion import BrokenCheckpointError, ClusterScaling, FusedMLP
 from hf_mlp_fusion.ffn import find_ffns
+from hf_mlp_fusion.forms import FORMS
 from hf_mlp_fusion.modules import check_cluster_sizes, fused_mlp_class, narrow_projection
 
 
@@ -19,7 +20,7 @@ def test_scaling_multiplies_the_activation():
 def test_fused_mlp_is_both_and_the_class_is_made_once():
     ffn = next(find_ffns(tiny_model("gpt2")))
     stock = type(ffn.host)
-    ffn.narrow(16)
+    FORMS["fused"].install(ffn, 16, 64)
     assert isinstance(ffn.host, FusedMLP)
     assert isinstance(ffn.host, stock)
     assert type(ffn.host) is fused_mlp_class(stock)

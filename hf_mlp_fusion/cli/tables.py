@@ -30,9 +30,9 @@ def print_report(report: FusionReport, console: Console) -> None:
         table.add_row(
             ffn.name,
             f"{ffn.original_width} → {ffn.width}",
-            f"{ffn.inertia_share:.1%}",
-            str(ffn.largest_cluster),
-            str(ffn.singletons),
+            "–" if ffn.inertia_share is None else f"{ffn.inertia_share:.1%}",
+            "–" if ffn.largest_cluster is None else str(ffn.largest_cluster),
+            "–" if ffn.singletons is None else str(ffn.singletons),
             f"{ffn.seconds:.2f}",
         )
     console.print(table)

@@ -67,16 +67,20 @@ def sample_gradients(
     row, together = 0, family_of(model.config).router is None
     with _only_these_train(model, names) as parameters:
         for batch in batches:
-            stop = row + len(batch["input_ids"])
+            size = len(batch["input_ids"])
+            stop = row + size
             if together:
                 try:
                     rows[row:stop] = _together(model, parameters, batch, slices)
-                    done(stop - row)
+                    done(size)
                 except RuntimeError as error:
                     logger.debug("gradients sample by sample, because %s", error)
                     together = False
             if not together:
-                for index, sample in enumerate(unpadded([batch]), start=row):
+                samples = [
+                    {name: tensor[index : index + 1] for name, tensor in batch.items()} for index in range(size)
+                ]
+                for index, sample in enumerate(unpadded(samples), start=row):
                     rows[index] = _alone(model, parameters, sample, slices)
                     done(1)
             row = stop

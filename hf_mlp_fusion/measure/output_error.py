@@ -76,6 +76,7 @@ class _Sums:
     original: float = 0.0
 
     def add(self, wanted: Tensor, found: Tensor, mask: Tensor | None) -> None:
+        """Adds tokens, `[..., d]`; the mask picks among those of `[batch, tokens, d]`."""
         found = found.to(wanted.device)
         if mask is not None and wanted.dim() == 3:
             wanted, found = wanted[mask], found[mask]
@@ -84,6 +85,7 @@ class _Sums:
 
     @property
     def ratio(self) -> float:
+        """The relative norm so far; NaN before any token."""
         return math.sqrt(self.difference / self.original) if self.original else math.nan
 
 
@@ -94,6 +96,7 @@ class _Watch:
     batch: Batch = field(default_factory=dict)
 
     def hooks(self, before: FFN, after: FFN, sums: _Sums) -> Iterable[torch.utils.hooks.RemovableHandle]:
+        """Watches one pair of FFNs."""
         inputs: list[Tensor] = []
 
         def keep_input(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
