@@ -15,7 +15,7 @@ from ..errors import FusionConfigError, UnsupportedModelError
 from ..ffn import FFN, find_ffns
 from ..plan import plan_fusion
 
-__all__ = ["drop_layers", "kept_layers"]
+__all__ = ["drop_layers", "kept_layers", "remaining_ffns"]
 
 
 def kept_layers(model: PreTrainedModel, config: FusionConfig) -> list[int]:
@@ -81,6 +81,19 @@ def drop_layers(model: PreTrainedModel, config: FusionConfig) -> Any:
         attn_implementation=model.config._attn_implementation,
     )
     return smaller.train(model.training)
+
+
+def remaining_ffns(model: PreTrainedModel, smaller: PreTrainedModel, config: FusionConfig) -> list[str]:
+    """Names, in the smaller model, of the FFNs that stay of those in the layers that the recipe names.
+
+    Args:
+        model: The stock model.
+        smaller: The same with layers dropped.
+        config: The recipe.
+    """
+    kept = kept_layers(model, config)
+    named = {ffn.layer for ffn, _ in plan_fusion(model, config).widths}
+    return [ffn.name for ffn in find_ffns(smaller) if kept[ffn.layer] in named]
 
 
 def _layers_path(ffns: Sequence[FFN]) -> str:
