@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .data import Batch, read_texts
+from .data import Batch, load_tokenizer, read_texts
 from .errors import DataError
 from .ffn import FFN
 from .measure.running import evaluating, inputs_of, on_device, token_mask, unpadded
@@ -58,13 +58,9 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
             f"calibration holds {type(items[0]).__name__}: give texts or batches (mappings) of model inputs"
         )
     if tokenizer is None:
-        source = model.config.name_or_path
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source) if source else None
-        except (OSError, ValueError) as error:
-            raise DataError(f"{source} has no tokenizer: pass tokenizer=") from error
-        if tokenizer is None:
+        if not model.config.name_or_path:
             raise DataError("texts need a tokenizer: pass tokenizer=")
+        tokenizer = load_tokenizer(model.config.name_or_path)
     if objective_of(model) not in LANGUAGE_OBJECTIVES:  # a row a text: those of like length together pad least
         items = sorted(items[:SAMPLES], key=len)
     return make_batches(model, tokenizer, items, samples=SAMPLES, batch_size=16)

@@ -12,13 +12,24 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
+from .folders import locate_file
 
-__all__ = ["Batch", "pad_batch", "read_texts", "special_tokens", "split_texts", "token_rows", "token_windows"]
+__all__ = [
+    "Batch",
+    "load_tokenizer",
+    "pad_batch",
+    "read_texts",
+    "special_tokens",
+    "split_texts",
+    "token_rows",
+    "token_windows",
+]
 
 Batch = dict[str, Tensor]
 """Arguments of a model's forward, each `[batch, tokens]`; `labels`, where there, are -100 where none counts."""
 
 _BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 _COLUMNS = ("text", "sentence", "sentence1", "content")
 
 
@@ -73,6 +84,28 @@ def _column(source: str | Path, path: Path, column: str | None, split: str) -> S
             wanted = f"column {column!r}" if column else "column of texts"
             raise DataError(f"{source} has no {wanted}; name one of its columns: {listed}")
         return list(table[column])
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """Loads the tokenizer that lies beside a model.
+
+    Args:
+        name_or_path: Folder or Hub id of the model.
+
+    Raises:
+        DataError: There is none. transformers would make one up, without a vocabulary.
+        FusionConfigError: There is no such folder or repository.
+    """
+    from transformers import AutoTokenizer
+
+    if not any(locate_file(name_or_path, name) for name in _VOCABULARIES):
+        raise DataError(f"{name_or_path} has no tokenizer, and texts need one: save the tokenizer beside the model")
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the tokenizer of {name_or_path} could not be loaded: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def split_texts(texts: Sequence[str], held_out: float = 0.1) -> tuple[list[str], list[str]]:

@@ -57,6 +57,26 @@ class FFNWeights:
         parts = (self.up, self.up_bias, self.gate, self.gate_bias, self.down.T)
         return [part if part.dim() == 2 else part[:, None] for part in parts if part is not None]
 
+    def with_units(self, features: Tensor) -> FFNWeights:
+        """Other units of the same kind: what `features` takes apart, put together again.
+
+        Args:
+            features: `[k, f]`.
+
+        Returns:
+            Weights of k units in the dtypes and on the devices of these; `down_bias` is a copy.
+        """
+        columns = self._columns()
+        cut = iter(features.detach().split([column.shape[1] for column in columns], dim=1))
+
+        def next_part(part: Tensor | None) -> Tensor | None:
+            return None if part is None else next(cut).reshape(-1, *part.shape[1:]).to(part)
+
+        up, up_bias, gate, gate_bias = map(next_part, (self.up, self.up_bias, self.gate, self.gate_bias))
+        assert up is not None
+        down_bias = None if self.down_bias is None else self.down_bias.detach().clone()
+        return FFNWeights(up, next(cut).T.to(self.down).contiguous(), up_bias, gate, gate_bias, down_bias)
+
     def merged(self, labels: np.ndarray) -> FFNWeights:
         """Replaces the units of each cluster by their mean.
 

@@ -1,0 +1,18 @@
+"""Comparing fusion with its rivals on a user's own model and texts: rows, tables, pictures and a page."""
+
+from .compare import Subject, compare, load_subject
+from .results import read_rows
+from .row import Row
+from .table import markdown_table, print_table
+from .write import write_report
+
+__all__ = [
+    "Row",
+    "Subject",
+    "compare",
+    "load_subject",
+    "markdown_table",
+    "print_table",
+    "read_rows",
+    "write_report",
+]

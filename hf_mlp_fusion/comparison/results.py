@@ -1,0 +1,91 @@
+"""The results of a comparison in their folder: a JSON line a row, and the kernels beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..errors import DataError
+from ..measure import NTK
+from .row import Row
+
+__all__ = ["RESULTS_NAME", "add_row", "read_kernel", "read_rows", "write_kernel"]
+
+RESULTS_NAME = "results.jsonl"
+
+
+def add_row(folder: Path, row: Row) -> None:
+    """Appends a finished row; it is on the disk when this returns.
+
+    Args:
+        folder: The folder of the comparison.
+        row: The row.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RESULTS_NAME
+    # A line that a crash cut short is left alone: the new row starts a line of its own.
+    broken = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * broken + json.dumps(row.to_dict()) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Reads the rows of a folder, of equal keys the last; a line that was cut short is passed over.
+
+    Args:
+        folder: The folder of a comparison.
+
+    Returns:
+        The rows in the order in which they were finished; none if there is no such folder.
+
+    Raises:
+        DataError: The file holds something else.
+    """
+    path = folder / RESULTS_NAME
+    if not path.is_file():
+        return []
+    rows: dict[str, Row] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        try:
+            row = Row.from_dict(values)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        rows[row.key] = row
+    return list(rows.values())
+
+
+def write_kernel(folder: Path, key: str, kernel: NTK) -> None:
+    """Writes a kernel, whole or not at all."""
+    path = _kernel_path(folder, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{key}.")
+    os.close(handle)
+    try:
+        save_file({name: block.contiguous() for name, block in kernel.blocks.items()}, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_kernel(folder: Path, key: str) -> NTK | None:
+    """Reads a kernel back; None where there is none, or none that is whole."""
+    try:
+        return NTK("adam", load_file(_kernel_path(folder, key)))
+    except (OSError, SafetensorError):
+        return None
+
+
+def _kernel_path(folder: Path, key: str) -> Path:
+    return folder / "kernels" / f"{key}.safetensors"

@@ -1,0 +1,129 @@
+"""The table of a comparison, for Markdown and the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import DataError
+from .row import Costs, Row
+
+__all__ = ["columns", "describe", "latest_comparison", "markdown_table", "print_table", "title"]
+
+_QUALITY = ("output error", "hidden state", "NTK error", "NTK cosine", "NTK size", "loss", "perplexity")
+
+_TITLES = {
+    "original": "original",
+    "fusion": "fusion",
+    "fusion_kmeans": "fusion, k-means",
+    "cluster": "cluster (√P folded)",
+    "svd": "SVD",
+    "sketch": "sketch",
+    "mmd": "MMD",
+    "prune": "magnitude pruning",
+    "ntk_sap": "NTK-SAP",
+    "layer_drop": "every second layer",
+}
+
+
+def title(method: str) -> str:
+    """What tables and pictures call a method."""
+    return _TITLES.get(method, method)
+
+
+def latest_comparison(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the comparison that was at work last.
+
+    Raises:
+        DataError: There are no rows.
+    """
+    if not rows:
+        raise DataError("there is no finished row; run `hf-mlp-fusion compare` first")
+    return [row for row in rows if row.comparison == rows[-1].comparison]
+
+
+def columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    """Headers and contents of the table's columns, those left out that hold nothing.
+
+    Args:
+        rows: The rows of the table.
+    """
+    candidates: dict[str, Callable[[Row], object]] = {
+        "parameters": lambda row: row.parameters and f"{row.parameters:,}",
+        "output error": lambda row: _digits(row.output_error),
+        "hidden state": lambda row: _digits(row.hidden_error),
+        "NTK error": lambda row: _digits(row.ntk_error),
+        "NTK cosine": lambda row: _digits(row.ntk_cosine),
+        "NTK size": lambda row: _digits(row.ntk_size),
+        "loss": lambda row: _digits(row.loss),
+        "perplexity": lambda row: row.objective in ("causal", "masked") and _perplexity(row.perplexity),
+        "seconds": lambda row: None if row.seconds is None else f"{row.seconds:.1f}",
+        "forward, ms": lambda row: _milliseconds(row.forward),
+        "training step, ms": lambda row: _milliseconds(row.training),
+        "forward, GFLOP": lambda row: row.forward and f"{row.forward.flops / 1e9:.1f}",
+    }
+    filled = {header: get for header, get in candidates.items() if any(get(row) for row in rows)}
+    return {header: (lambda row, get=get: str(get(row) or "–")) for header, get in filled.items()}  # type: ignore[misc]
+
+
+def _digits(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _perplexity(value: float | None) -> str | None:
+    return None if value is None else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _milliseconds(costs: Costs | None) -> str | None:
+    return None if costs is None else f"{1000 * costs.median:.0f} ± {1000 * costs.spread:.0f}"
+
+
+def describe(row: Row) -> list[str]:
+    """Says in a few lines what a table is about: model, recipe, data, machine."""
+    about, recipe = row.about, row.about["recipe"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return [
+        f"Model: {about['model']} ({about['class']}), {about['fused']} FFNs reduced",
+        f"Recipe: width {json.dumps(recipe['width'])}, layers {json.dumps(recipe['layers'])}, "
+        f"targets {recipe['targets']}, clustering {recipe['clustering']}, seed {recipe['seed']}",
+        f"Data: {about['data'] or 'texts'} (first {about['samples']} rows for errors and NTK)",
+        f"Machine: {about['device']}, {about['threads']} threads; {versions}",
+    ]
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The table as Markdown, with what it is about above and what was refused below."""
+    shown = columns(rows)
+    lines = [f"- {line}" for line in describe(rows[0])]
+    lines += ["", f"| method | {' | '.join(shown)} |", f"| --- |{' ---: |' * len(shown)}"]
+    for row in rows:
+        if row.refused is None:
+            lines.append(f"| {title(row.method)} | {' | '.join(get(row) for get in shown.values())} |")
+    lines += [""] + [f"- {title(row.method)} was refused: {row.refused}" for row in rows if row.refused]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def print_table(rows: Sequence[Row], console: Console) -> None:
+    """Prints the table to the terminal, in two halves that fit its width.
+
+    Args:
+        rows: The rows.
+        console: Where to.
+    """
+    shown = columns(rows)
+    for part, caption in ((_QUALITY, "against the original"), (tuple(shown.keys() - set(_QUALITY)), "costs")):
+        table = Table(title=f"{rows[0].about['model']} ({rows[0].about['class']}): {caption}")
+        table.add_column("method", no_wrap=True)
+        chosen = {header: get for header, get in shown.items() if header in part}
+        for header in chosen:
+            table.add_column(header, justify="right", no_wrap=header == "parameters")
+        for row in rows:
+            if row.refused is None:
+                table.add_row(title(row.method), *(get(row) for get in chosen.values()))
+        console.print(table)
+    for row in rows:
+        if row.refused is not None:
+            console.print(f"{title(row.method)} was refused: {row.refused}", markup=False)
