@@ -18,11 +18,15 @@ from .measure.running import evaluating, inputs_of, on_device, token_mask, unpad
 from .moments import Moments, MomentSums
 from .objectives import LANGUAGE_OBJECTIVES, make_batches, objective_of
 from .reduction import FFNWeights
+from .sampling import sample_batches
 
-__all__ = ["NTK_SAMPLES", "SAMPLES", "calibration_batches", "collect_moments", "first_rows"]
+__all__ = ["NTK_SAMPLES", "SAMPLED", "SAMPLES", "calibration_batches", "collect_moments", "first_rows"]
 
 SAMPLES = 512
 """Rows of tokens (sentences, or windows of 128 tokens for language models) that a calibration on texts uses."""
+
+SAMPLED = "sampled"
+"""Stands for calibration on sequences that the model writes itself."""
 
 NTK_SAMPLES = 32
 """Rows on which kernel sizes are matched."""
@@ -34,12 +38,14 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
     Args:
         model: The model to calibrate.
         calibration: Batches of model inputs (mappings of tensors), texts, a text file or tabular file, the name of a
-            data set, or a `datasets.Dataset` with a column of texts.
+            data set, a `datasets.Dataset` with a column of texts, or `"sampled"`: what the model writes itself.
         tokenizer: The model's tokenizer; if not given and needed, it is loaded from where the model came from.
 
     Raises:
         DataError: There is nothing in it, or no tokenizer to be had.
     """
+    if calibration == SAMPLED:
+        return sample_batches(model)
     if isinstance(calibration, str | Path):
         calibration = read_texts(calibration)
     elif hasattr(calibration, "column_names"):  # a `datasets.Dataset`; the library need not be imported to tell

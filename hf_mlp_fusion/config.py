@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -27,7 +28,8 @@ class FusionConfig:
 
     Args:
         width: Hidden units that each fused FFN keeps: a number of units (`384`), a share of its own width (`0.25`),
-            or `{name pattern: units or share}`, the first matching pattern deciding.
+            or `{name pattern: units or share}`, the first matching pattern deciding; or `"auto:0.25"`, that share of
+            the units of all FFNs, each getting as many as its calibration error asks for.
         layers: Which layers to fuse. In an encoder-decoder each stack counts by itself.
         targets: Which kind of FFN to fuse.
         clustering: How the hidden units are grouped, where they are clustered.
@@ -46,9 +48,12 @@ class FusionConfig:
         FusionConfig(width=0.25, layers='last:8', targets='auto', clustering='ward', ...)
     """
 
-    width: int | float | dict[str, int | float] = field(
+    width: int | float | str | dict[str, int | float] = field(
         default=0.25,
-        metadata={"help": "Units to keep (384), a share (0.25), or {name pattern: units or share}."},
+        metadata={
+            "help": 'Units to keep (384), a share (0.25), {name pattern: units or share}, or "auto:0.25": a share of '
+            "all units, given to the layers that need them most (by calibration data)."
+        },
     )
     layers: str | list[int] | list[str] = field(
         default="all",
@@ -107,6 +112,8 @@ class FusionConfig:
                     raise FusionConfigError(f"width patterns are strings such as 'encoder.layer.*', not {pattern!r}")
                 _check_width(width, f"width[{pattern!r}]")
             object.__setattr__(self, "width", dict(self.width))
+        elif isinstance(self.width, str):
+            _check_width(self.auto_share, "width")
         else:
             _check_width(self.width, "width")
         object.__setattr__(self, "layers", check_layers(self.layers))
@@ -127,6 +134,16 @@ class FusionConfig:
                 f"multiple_of must be a positive integer (64 suits GPUs, 1 rounds nothing), not {self.multiple_of!r}"
             )
 
+    @property
+    def auto_share(self) -> float | None:
+        """The share of a width such as `"auto:0.25"`; None where widths are not searched for."""
+        if not isinstance(self.width, str):
+            return None
+        match = re.fullmatch(r"auto:(\d*\.?\d+)", self.width)
+        if not match:
+            raise FusionConfigError(f"width={self.width!r} is not understood: write 384, 0.25, or 'auto:0.25'")
+        return float(match[1])
+
     def resolved(self, *, calibrated: bool) -> FusionConfig:
         """The recipe with each `"auto"` that calibration decides replaced by what it means.
 
@@ -143,6 +160,11 @@ class FusionConfig:
             refit = "output" if calibrated else "none"
         if ntk == "auto":
             ntk = "match" if selection == "obs" else "none"
+        if self.auto_share is not None and selection != "obs":
+            raise FusionConfigError(
+                f"width={self.width!r} is found with selection='obs' on calibration data: pass calibration= (on the "
+                "command line --texts), or write a share"
+            )
         wants = {
             "selection='obs'": selection == "obs",
             f"refit={refit!r}": refit != "none",

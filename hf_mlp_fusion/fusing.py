@@ -6,8 +6,10 @@ import itertools
 import logging
 from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedModel
 
+from .allocation import allocate_widths
 from .calibration import collect_moments
 from .clustering import CLUSTERINGS, inertia
 from .config import FusionConfig
@@ -51,6 +53,9 @@ class LayerFuser:
         self.batches = batches
         self._plain: dict[str, ReducedFFN[Fusion]] = {}
         self._moments: dict[str, Moments | None] = {}
+        self._widths = {ffn.name: width for ffn, width in todo}
+        if config.auto_share is not None and batches is not None:
+            self._search_widths(config.auto_share, batches)
 
     def __call__(self, group: Sequence[tuple[FFN, int]]) -> dict[str, ReducedFFN[Fusion]]:
         """Fuses the FFNs of one layer: one, or the experts of a mixture. The model is not changed.
@@ -63,7 +68,25 @@ class LayerFuser:
         """
         if self.batches is not None and group[0][0].name not in self._moments:
             self._collect(group[0][0], self.batches)
-        return {ffn.name: self._fuse(ffn, width) for ffn, width in group}
+        return {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn, _ in group}
+
+    def _search_widths(self, share: float, batches: Sequence[Batch]) -> None:
+        """Gives each FFN the width that its error curve asks for; the errors add up over tokens and FFNs."""
+        step = self.config.multiple_of
+        rises, full = [], []
+        for ffn, _ in self.todo:
+            if ffn.name not in self._moments:
+                self._collect(ffn, batches)
+            moments = self._moments.pop(ffn.name)
+            full.append(ffn.width)
+            narrowest = min(step, ffn.width)
+            if moments is None:
+                rises.append(torch.zeros(ffn.width - narrowest + 1, dtype=torch.float64))
+            else:
+                rises.append(moments.count * obs_select(moments, narrowest)[1].cpu())
+        found = allocate_widths(rises, full, round(share * sum(full)), step)
+        self._widths = {ffn.name: width for (ffn, _), width in zip(self.todo, found, strict=True)}
+        self._moments = {}
 
     def _collect(self, first: FFN, batches: Sequence[Batch]) -> None:
         """Takes the moments of as many layers, from this one on, as may be held at once."""

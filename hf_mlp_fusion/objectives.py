@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 from .data import Batch, pad_batch, special_tokens, token_rows, token_windows
 from .errors import DataError
 
-__all__ = ["LANGUAGE_OBJECTIVES", "OBJECTIVES", "make_batches", "objective_of"]
+__all__ = ["LANGUAGE_OBJECTIVES", "OBJECTIVES", "longest_row", "make_batches", "objective_of"]
 
 _MASKED_SHARE = 0.15  # of tokens (BERT, T5)
 _SPAN_LENGTH = 3  # tokens of a corrupted span: T5's mean length, here every span's
@@ -67,9 +67,7 @@ def make_batches(
         DataError: The texts give no row, or the tokenizer lacks the mask or sentinel tokens that the objective needs.
     """
     objective = objective_of(model)
-    limit = getattr(model.config, "n_positions", None) or getattr(model.config, "max_position_embeddings", None)
-    if limit:  # RoBERTa counts positions from the padding token's id on
-        max_length = min(max_length, limit - (model.config.pad_token_id or 0) - 1)
+    max_length = longest_row(model, max_length)
     cut = token_windows if objective in LANGUAGE_OBJECTIVES else token_rows
     rows = itertools.islice(cut(texts, tokenizer, max_length), samples)
     batches = []
@@ -79,6 +77,20 @@ def make_batches(
     if not batches:
         raise DataError("the texts give no row of tokens: give more of them")
     return batches
+
+
+def longest_row(model: PreTrainedModel, wanted: int) -> int:
+    """The most tokens that a row for a model may have.
+
+    Args:
+        model: The model.
+        wanted: How many it would be well to have.
+    """
+    limit = getattr(model.config, "n_positions", None) or getattr(model.config, "max_position_embeddings", None)
+    if not limit:
+        return wanted
+    # RoBERTa counts positions from the padding token's id on.
+    return min(wanted, int(limit) - int(model.config.pad_token_id or 0) - 1)
 
 
 Rows = Sequence[tuple[int, list[int]]]

@@ -94,8 +94,10 @@ def _targets_experts(config: FusionConfig, ffns: Iterable[FFN]) -> bool | None:
 
 def _wanted_width(config: FusionConfig, ffn: FFN) -> tuple[str, int | float | None]:
     """The pattern that decides an FFN's width, and the width."""
+    if config.auto_share is not None:
+        return "", config.auto_share  # until the search has found better ones
     if not isinstance(config.width, dict):
-        return "", config.width
+        return "", config.width  # type: ignore[return-value]
     return next(((name, width) for name, width in config.width.items() if fnmatchcase(ffn.name, name)), ("", None))
 
 

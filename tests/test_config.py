@@ -34,7 +34,7 @@ def test_json_round_trip(config):
         ({"width": 0.0}, "write a share above 0"),
         ({"width": 1.5}, "write a share above 0"),
         ({"width": float("nan")}, "write a share above 0"),
-        ({"width": "0.25"}, "must be a number of units"),
+        ({"width": "0.25"}, "write 384, 0.25, or 'auto:0.25'"),
         ({"width": True}, "must be a number of units"),
         ({"width": {}}, "write {'encoder.layer"),
         ({"width": {"a": -1}}, r"width\['a'\]=-1"),

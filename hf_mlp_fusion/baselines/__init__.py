@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..calibration import SAMPLED
 from ..config import FusionConfig
-from ..driver import reduce_ffns
+from ..driver import check_reducible, reduce_ffns
 from ..errors import FusionConfigError
 from ..fuse import fuse_model
 from .cluster import CLUSTER
@@ -24,31 +25,65 @@ from .svd import SVD
 __all__ = ["METHODS", "reduce_model"]
 
 
-def _kmeans_fusion(model: PreTrainedModel, config: FusionConfig) -> Any:
-    return fuse_model(model, replace(config, clustering="kmeans"))
+Reduce = Callable[[PreTrainedModel, FusionConfig, Any], Any]
+"""Makes a model smaller: takes the model, the recipe, and calibration data, which a method may have no use for."""
 
 
-METHODS: dict[str, Callable[[PreTrainedModel, FusionConfig], Any]] = {
-    "fusion": fuse_model,
-    "fusion_kmeans": _kmeans_fusion,
-    "cluster": functools.partial(reduce_ffns, method=CLUSTER),
-    "svd": functools.partial(reduce_ffns, method=SVD),
-    "sketch": functools.partial(reduce_ffns, method=SKETCH),
-    "mmd": functools.partial(reduce_ffns, method=MMD),
-    "prune": functools.partial(reduce_ffns, method=PRUNE),
-    "ntk_sap": functools.partial(reduce_ffns, method=NTK_SAP),
-    "layer_drop": drop_layers,
+def _data_free(reduce: Callable[[PreTrainedModel, FusionConfig], Any]) -> Reduce:
+    return lambda model, config, calibration: reduce(model, config)
+
+
+def _fusion(**fields: str) -> Reduce:
+    """Fusion with some fields of the recipe fixed, without data."""
+    return lambda model, config, calibration: fuse_model(model, replace(config, **fields))  # type: ignore[arg-type]
+
+
+def _calibrated(data: str | None = None, **fields: str) -> Reduce:
+    def reduce(model: PreTrainedModel, config: FusionConfig, calibration: Any) -> Any:
+        if data is None and calibration is None:
+            raise FusionConfigError("this method needs calibration data: pass calibration=")
+        return fuse_model(model, replace(config, **fields), calibration=data or calibration)  # type: ignore[arg-type]
+
+    return reduce
+
+
+def _searched(model: PreTrainedModel, config: FusionConfig, calibration: Any) -> Any:
+    if not isinstance(config.width, float):
+        raise FusionConfigError("fusion_auto searches for widths under a share of all units: write a share as width")
+    return _calibrated()(model, replace(config, width=f"auto:{config.width}"), calibration)
+
+
+METHODS: dict[str, Reduce] = {
+    "fusion": _fusion(),
+    "fusion_kmeans": _fusion(clustering="kmeans"),
+    "fusion_bias": _calibrated(selection="clusters", refit="bias"),
+    "fusion_output": _calibrated(selection="clusters", refit="output"),
+    "fusion_obs": _calibrated(),
+    "fusion_obs_raw": _calibrated(ntk="none"),
+    "fusion_auto": _searched,
+    "fusion_sampled": _calibrated(SAMPLED),
+    "cluster": _data_free(functools.partial(reduce_ffns, method=CLUSTER)),
+    "svd": _data_free(functools.partial(reduce_ffns, method=SVD)),
+    "sketch": _data_free(functools.partial(reduce_ffns, method=SKETCH)),
+    "mmd": _data_free(functools.partial(reduce_ffns, method=MMD)),
+    "prune": _data_free(functools.partial(reduce_ffns, method=PRUNE)),
+    "ntk_sap": _data_free(functools.partial(reduce_ffns, method=NTK_SAP)),
+    "layer_drop": _data_free(drop_layers),
 }
-"""Methods by name. None needs data; `fusion` clusters as the recipe says, `fusion_kmeans` as the paper does."""
+"""Methods by name. `fusion` clusters as the recipe says and `fusion_kmeans` as the paper does, both without data.
+`fusion_obs` is the default with calibration data (`_raw`: without the NTK match; `_auto`: widths searched for),
+`fusion_sampled` the same on what the model writes itself; `fusion_bias` and `fusion_output` refit clusters. The others
+are the paper's rivals."""
 
 
-def reduce_model(model: PreTrainedModel, config: FusionConfig, method: str = "fusion") -> Any:
+def reduce_model(model: PreTrainedModel, config: FusionConfig, method: str = "fusion", calibration: Any = None) -> Any:
     """Makes a model smaller by fusion or by one of its rivals, all at once and without fine-tuning.
 
     Args:
         model: A stock model of a supported family. It is untouched.
         config: Which FFNs, and how wide they become; rivals make them as large in parameters.
         method: A key of `METHODS`.
+        calibration: Calibration data as `fuse_model` takes them, for the methods that need them.
 
     Returns:
         A model that runs, fine-tunes, saves, and loads again with the Auto classes.
@@ -64,4 +99,5 @@ def reduce_model(model: PreTrainedModel, config: FusionConfig, method: str = "fu
     """
     if method not in METHODS:
         raise FusionConfigError(f"there is no method {method!r}; the methods are {', '.join(METHODS)}")
-    return METHODS[method](model, config)
+    check_reducible(model)
+    return METHODS[method](model, config, calibration)

@@ -25,9 +25,7 @@ def fuse(
     out: Annotated[Path, typer.Argument(help="Folder to write. It must be empty or not there.")],
     width: Annotated[
         str,
-        typer.Option(
-            help="Units to keep (384), a share (0.25), or pairs of name patterns and either: 'h.1?.mlp=0.25'."
-        ),
+        typer.Option(help="Units to keep (384), a share (0.25), pairs such as 'h.1?.mlp=0.25', or auto:0.25."),
     ] = str(_DEFAULTS.width),
     layers: Annotated[
         str,
@@ -54,6 +52,9 @@ def fuse(
         str | None, typer.Option(help="Calibration data instead: a data set, its configuration behind a colon.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="Calibrate without data: on what the language model writes itself.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the clustering, where it has any randomness.")] = _DEFAULTS.seed,
     multiple_of: Annotated[
         int, typer.Option(help="Shares are rounded to a multiple of this many units.")
@@ -67,21 +68,23 @@ def fuse(
     config = FusionConfig(
         parse_width(width), parse_layers(layers), targets, clustering, selection, refit, ntk, seed, multiple_of
     )
-    config.resolved(calibrated=texts is not None or dataset is not None)
-    if texts is not None and dataset is not None:
-        raise FusionConfigError("give --texts FILE or --dataset NAME, not both")
+    given = [item for item in (texts, dataset, sampled) if item]
+    if len(given) > 1:
+        raise FusionConfigError("give one of --texts FILE, --dataset NAME and --sampled")
+    config.resolved(calibrated=bool(given))
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise FusionConfigError(f"--dtype must be auto, float32, bfloat16 or float16, not {dtype!r}")
     _check_places(model, out)
     check_output_folder(out, overwrite=overwrite)
 
+    from ..calibration import SAMPLED
     from ..data import read_texts
     from ..folders import carry_side_files, load_stock_model
     from ..fuse import fuse_model
 
-    lines = None if texts is None and dataset is None else read_texts(str(texts or dataset), split=split)
+    calibration = SAMPLED if sampled else read_texts(str(given[0]), split=split) if given else None
     stock = load_stock_model(model, dtype=dtype, device=device)
-    fused = fuse_model(stock, config, calibration=lines, inplace=True)
+    fused = fuse_model(stock, config, calibration=calibration, inplace=True)
     try:
         with output_folder(out, overwrite=overwrite) as folder:
             carry_side_files(model, folder)
@@ -101,12 +104,14 @@ def fuse(
     )
 
 
-def parse_width(text: str) -> int | float | dict[str, int | float]:
-    """Reads a width as the command line takes it: `384`, `0.25`, or `PATTERN=384,PATTERN=0.25`.
+def parse_width(text: str) -> int | float | str | dict[str, int | float]:
+    """Reads a width as the command line takes it: `384`, `0.25`, `auto:0.25`, or `PATTERN=384,PATTERN=0.25`.
 
     Raises:
         FusionConfigError: It is none of these.
     """
+    if text.startswith("auto:"):
+        return text
     if "=" in text:
         pairs = [item.rpartition("=") for item in text.split(",")]
         return {name.strip(): _number(value) for name, _, value in pairs}

@@ -21,9 +21,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from .. import __version__
 from ..baselines import METHODS, reduce_model
 from ..baselines.layer_drop import remaining_ffns
+from ..calibration import calibration_batches, first_rows
 from ..config import FusionConfig
-from ..data import Batch, load_tokenizer
-from ..errors import FusionConfigError, UnsupportedModelError
+from ..data import Batch, load_tokenizer, split_texts
+from ..errors import DataError, FusionConfigError, UnsupportedModelError
 from ..ffn import find_ffns
 from ..folders import load_stock_model
 from ..measure import (
@@ -49,6 +50,7 @@ __all__ = ["HEADS", "ORIGINAL", "Subject", "compare", "load_subject"]
 ORIGINAL = "original"
 HEADS = ("own", "classifier")
 _LOSS_ROWS = 256  # at most: windows of 128 tokens, so some 33,000 tokens
+_HELD_OUT = 0.5  # of the texts: measured on. The others calibrate.
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ class Subject:
         model: The original model.
         batches: Rows for errors and kernels.
         loss_batches: Rows for the loss; none where the model has no language-model head.
+        calibration: Rows of other texts, for the methods that calibrate.
         about: What a table says of them.
     """
 
     model: PreTrainedModel
     batches: list[Batch]
     loss_batches: list[Batch]
+    calibration: list[Batch]
     about: dict[str, Any]
 
 
@@ -82,7 +86,7 @@ def load_subject(
 
     Args:
         name: Folder or Hub id of a stock model.
-        texts: The texts.
+        texts: The texts. Half of them, told by a hash, serve to calibrate, the other half to measure.
         data: What the texts are called in tables.
         head: `"own"`, the head that the model was saved with, or `"classifier"`, a new one with random weights, from
             which fine-tuning starts.
@@ -104,11 +108,13 @@ def load_subject(
     tokenizer = load_tokenizer(name)
     speaks = objective_of(model) in LANGUAGE_OBJECTIVES
     rows = max(samples, _LOSS_ROWS) if speaks else samples
-    batches = make_batches(model, tokenizer, texts, samples=rows, seed=seed)
+    calibration, held_out = split_texts(texts, _HELD_OUT)
+    batches = make_batches(model, tokenizer, held_out or texts, samples=rows, seed=seed)
     return Subject(
         model.eval(),
-        list(_first_rows(batches, samples)),
+        first_rows(model, batches, samples),
         batches if speaks else [],
+        calibration_batches(model, calibration, tokenizer) if calibration else [],
         {
             "model": name,
             "class": type(model).__name__,
@@ -172,8 +178,8 @@ def compare(subject: Subject, config: FusionConfig, methods: Sequence[str], fold
 def _row(subject: Subject, config: FusionConfig, row: Row, original: NTK, folder: Path) -> Row:
     started = time.perf_counter()
     try:
-        model = reduce_model(subject.model, config, row.method)
-    except (FusionConfigError, UnsupportedModelError) as error:
+        model = reduce_model(subject.model, config, row.method, subject.calibration or None)
+    except (DataError, FusionConfigError, UnsupportedModelError) as error:
         return dataclasses.replace(row, refused=str(error))
     seconds = time.perf_counter() - started
     outputs = output_error(subject.model, model, subject.batches)
@@ -226,14 +232,6 @@ def _measured(subject: Subject, model: PreTrainedModel, row: Row) -> Row:
 
 def _kernel(subject: Subject, model: PreTrainedModel, names: list[str]) -> NTK:
     return ntk(model, subject.batches, parameters=parameter_blocks(model, names))
-
-
-def _first_rows(batches: Sequence[Batch], count: int) -> Iterator[Batch]:
-    for batch in batches:
-        if count <= 0:
-            return
-        yield {name: tensor[:count] for name, tensor in batch.items()}
-        count -= len(batch["input_ids"])
 
 
 def _number(value: float) -> float | None:

@@ -14,13 +14,15 @@ from safetensors.torch import load_file
 from hf_mlp_fusion import FusionConfig, FusionConfigError, UnsupportedModelError, fuse_model
 from hf_mlp_fusion.baselines import METHODS, reduce_model
 from hf_mlp_fusion.ffn import find_ffns
-from hf_mlp_fusion.measure import model_size
+from hf_mlp_fusion.measure import model_size, output_error
 
 CONFIG = FusionConfig(width=16, targets="all")
 FAMILIES = ["bert", "gpt2", "switch_transformers"]
 AUTO = {"bert": "AutoModelForMaskedLM", "gpt2": "AutoModelForCausalLM"}
 AUTO["switch_transformers"] = "AutoModelForSeq2SeqLM"
-FFN_WISE = [name for name in METHODS if name != "layer_drop"]
+DATA_FREE = ["fusion", "fusion_kmeans", "cluster", "svd", "sketch", "mmd", "prune", "ntk_sap", "layer_drop"]
+FFN_WISE = [name for name in DATA_FREE if name != "layer_drop"]
+CALIBRATED = [name for name in METHODS if name not in DATA_FREE]
 CASES = [(method, family) for method in FFN_WISE for family in FAMILIES]
 CASES += [("layer_drop", "bert"), ("layer_drop", "gpt2")]
 
@@ -117,6 +119,26 @@ def test_frozen_weights_stay_frozen():
         for ffn in find_ffns(reduce_model(model, CONFIG, method)):
             assert not any(part.requires_grad for part in ffn.host.get_submodule(ffn.spec.up).parameters())
             assert all(part.requires_grad for part in ffn.host.get_submodule(ffn.spec.down).parameters())
+
+
+@pytest.mark.parametrize("method", CALIBRATED)
+def test_calibrated_methods(method):
+    model = tiny_model("gpt2")
+    ids = torch.randint(2, 90, (6, 8, 20), generator=torch.Generator().manual_seed(0))
+    calibration = [{"input_ids": batch, "labels": batch} for batch in ids]
+    config = FusionConfig(width=0.25, multiple_of=4)
+    small, plain = (reduce_model(model, config, name, calibration) for name in (method, "fusion"))
+    assert model_size(small).parameters == model_size(plain).parameters
+    errors = [output_error(model, other, calibration).mean for other in (small, plain)]
+    assert errors[0] < errors[1]
+    if method != "fusion_sampled":
+        with pytest.raises(FusionConfigError, match="needs calibration data"):
+            reduce_model(model, config, method)
+
+
+def test_a_search_for_widths_needs_a_share():
+    with pytest.raises(FusionConfigError, match="write a share"):
+        reduce_model(tiny_model("gpt2"), FusionConfig(width=16), "fusion_auto", [{}])
 
 
 def test_unknown_methods_and_fused_models_are_refused():

@@ -77,11 +77,11 @@ def test_it_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     done = []
     usual = MODULE.reduce_model
 
-    def interrupted(model, config, method):
+    def interrupted(model, config, method, calibration):
         if method == "svd":
             raise KeyboardInterrupt
         done.append(method)
-        return usual(model, config, method)
+        return usual(model, config, method, calibration)
 
     monkeypatch.setattr(MODULE, "reduce_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
