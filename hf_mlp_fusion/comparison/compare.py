@@ -31,7 +31,7 @@ from ..measure import (
     compare_ntks,
     flops,
     language_loss,
-    latency,
+    latencies,
     model_size,
     ntk,
     output_error,
@@ -207,10 +207,11 @@ def _measured(subject: Subject, model: PreTrainedModel, row: Row) -> Row:
     batch = subject.batches[0]
     costs = []
     for training in (False, True):
-        time_taken = latency(model, batch, training=training)
+        *original, taken = latencies(list(dict.fromkeys((subject.model, model))), batch, training=training)
         operations = flops(model, batch, training=training)
         memory = peak_memory(model, batch, training=training)
-        costs.append(Costs(time_taken.median, time_taken.spread, operations, memory))
+        speedup = original[0].median / taken.median if original else None
+        costs.append(Costs(taken.median, taken.spread, operations, memory, speedup))
     return dataclasses.replace(
         row,
         parameters=size.parameters,

@@ -62,7 +62,9 @@ def columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
         "perplexity": lambda row: row.objective in ("causal", "masked") and _perplexity(row.perplexity),
         "seconds": lambda row: None if row.seconds is None else f"{row.seconds:.1f}",
         "forward, ms": lambda row: _milliseconds(row.forward),
+        "forward, faster": lambda row: _times(row.forward),
         "training step, ms": lambda row: _milliseconds(row.training),
+        "training step, faster": lambda row: _times(row.training),
         "forward, GFLOP": lambda row: row.forward and f"{row.forward.flops / 1e9:.1f}",
     }
     filled = {header: get for header, get in candidates.items() if any(get(row) for row in rows)}
@@ -79,6 +81,10 @@ def _perplexity(value: float | None) -> str | None:
 
 def _milliseconds(costs: Costs | None) -> str | None:
     return None if costs is None else f"{1000 * costs.median:.0f} ± {1000 * costs.spread:.0f}"
+
+
+def _times(costs: Costs | None) -> str | None:
+    return None if costs is None or costs.speedup is None else f"{costs.speedup:.2f} ×"
 
 
 def describe(row: Row) -> list[str]:

@@ -12,7 +12,7 @@ from hf_mlp_fusion.comparison import compare, load_subject, markdown_table, read
 from hf_mlp_fusion.comparison.results import RESULTS_NAME, add_row
 from hf_mlp_fusion.comparison.row import Row
 from hf_mlp_fusion.errors import DataError
-from hf_mlp_fusion.measure import latency
+from hf_mlp_fusion.measure import latencies
 
 MODULE = sys.modules[compare.__module__]  # the package gives the function the module's name
 CONFIG = FusionConfig(width=16)
@@ -39,8 +39,8 @@ def quick(monkeypatch):
     """Latency is timed for five runs, no longer."""
     monkeypatch.setattr(
         MODULE,
-        "latency",
-        lambda model, batch, training: latency(model, batch, training=training, seconds=0.0),
+        "latencies",
+        lambda models, batch, training: latencies(models, batch, training=training, seconds=0.0),
     )
 
 
@@ -62,6 +62,8 @@ def test_every_method_gets_a_row(folder, family, tmp_path):
     assert prune.clusters == {}
     assert fusion.loss > 0
     assert fusion.forward.median > 0
+    assert 0.1 < fusion.training.speedup < 10
+    assert original.forward.speedup is None
     assert fusion.training.flops > 2 * fusion.forward.flops
     assert fusion.forward.flops < original.forward.flops
     if family == "switch_transformers":
