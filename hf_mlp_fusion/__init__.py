@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .config import FusionConfig
     from .errors import BrokenCheckpointError, FusionConfigError, FusionError, FusionWarning, UnsupportedModelError
     from .fuse import fuse_model
+    from .kernel_size import calibrate_ntk
     from .modules import ClusterScaling, FusedMLP
     from .report import FusionReport
     from .routers import freeze_routers
@@ -31,6 +32,7 @@ _LAZY = {
     "FusionReport": "report",
     "FusionWarning": "errors",
     "UnsupportedModelError": "errors",
+    "calibrate_ntk": "kernel_size",
     "freeze_routers": "routers",
     "fuse_model": "fuse",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "FusionReport",
     "FusionWarning",
     "UnsupportedModelError",
+    "calibrate_ntk",
     "freeze_routers",
     "fuse_model",
     "register_family",

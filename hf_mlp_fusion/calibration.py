@@ -16,13 +16,16 @@ from .errors import DataError
 from .ffn import FFN
 from .measure.running import evaluating, inputs_of, on_device, token_mask, unpadded
 from .moments import Moments, MomentSums
-from .objectives import make_batches
+from .objectives import LANGUAGE_OBJECTIVES, make_batches, objective_of
 from .reduction import FFNWeights
 
-__all__ = ["SAMPLES", "calibration_batches", "collect_moments"]
+__all__ = ["NTK_SAMPLES", "SAMPLES", "calibration_batches", "collect_moments", "first_rows"]
 
 SAMPLES = 512
 """Rows of tokens (sentences, or windows of 128 tokens for language models) that a calibration on texts uses."""
+
+NTK_SAMPLES = 32
+"""Rows on which kernel sizes are matched."""
 
 
 def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any = None) -> list[Batch]:
@@ -58,7 +61,32 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
         if not model.config.name_or_path:
             raise DataError("texts need a tokenizer: pass tokenizer=")
         tokenizer = load_tokenizer(model.config.name_or_path)
+    if objective_of(model) not in LANGUAGE_OBJECTIVES:  # a row a text: those of like length together pad least
+        items = sorted(items[:SAMPLES], key=len)
     return make_batches(model, tokenizer, items, samples=SAMPLES, batch_size=16)
+
+
+def first_rows(model: PreTrainedModel, batches: Sequence[Batch], rows: int = NTK_SAMPLES) -> list[Batch]:
+    """The first rows of batches, with the labels that a kernel of a language model needs.
+
+    Args:
+        model: The model.
+        batches: Batches; where a language model's have no labels, every token is one.
+        rows: How many rows, at most.
+    """
+    chosen: list[Batch] = []
+    for batch in batches:
+        taken = {
+            name: tensor[: rows - sum(len(item["input_ids"]) for item in chosen)] for name, tensor in batch.items()
+        }
+        if not len(taken["input_ids"]):
+            break
+        if objective_of(model) in LANGUAGE_OBJECTIVES and "labels" not in taken:
+            decoder = "decoder_" if "decoder_input_ids" in taken else ""
+            ids, mask = taken[f"{decoder}input_ids"], taken.get(f"{decoder}attention_mask")
+            taken["labels"] = ids if mask is None else ids.masked_fill(mask == 0, -100)
+        chosen.append(taken)
+    return chosen
 
 
 class _FinishedError(Exception):
@@ -71,13 +99,13 @@ def collect_moments(
     batches: Iterable[Batch],
     units: Mapping[str, FFNWeights] | None = None,
 ) -> dict[str, Moments]:
-    """Runs a model up to some FFNs of one layer and takes the second moments of their hidden units and outputs.
+    """Runs a model up to some FFNs and takes the second moments of their hidden units and outputs.
 
     Padding does not count. The moments are about the means where an FFN has an output bias.
 
     Args:
         model: The model, its earlier FFNs fused or not.
-        ffns: FFNs of one layer that are not fused yet: one, or the experts of a mixture.
+        ffns: FFNs that are not fused yet, in the model's order.
         batches: Batches of tokens.
         units: Other hidden units to take the moments of, by FFN name; the output stays that of the FFN itself.
 
@@ -112,10 +140,11 @@ def _stop(module: nn.Module, arguments: object, output: object) -> None:
 
 
 def _holder(model: PreTrainedModel, ffns: Sequence[FFN]) -> nn.Module:
-    """The smallest module that holds all of the FFNs: the forward may end behind it."""
-    if len(ffns) == 1:
-        return ffns[0].host
-    path = os.path.commonpath([f"{ffn.prefix}{ffn.name}".replace(".", "/") for ffn in ffns])
+    """The smallest module that holds the FFNs of the last layer: the forward may end behind it."""
+    last = [ffn for ffn in ffns if (ffn.stack, ffn.layer) == (ffns[-1].stack, ffns[-1].layer)]
+    if len(last) == 1:
+        return last[0].host
+    path = os.path.commonpath([f"{ffn.prefix}{ffn.name}".replace(".", "/") for ffn in last])
     return model.get_submodule(path.replace("/", "."))
 
 

@@ -12,11 +12,12 @@ from .clustering import CLUSTERINGS
 from .errors import FusionConfigError
 from .layers import check_layers
 
-__all__ = ["REFITS", "SELECTIONS", "TARGETS", "FusionConfig"]
+__all__ = ["NTKS", "REFITS", "SELECTIONS", "TARGETS", "FusionConfig"]
 
 TARGETS = ("auto", "dense", "experts", "all")
 SELECTIONS = ("auto", "clusters", "obs")
 REFITS = ("auto", "none", "bias", "output")
+NTKS = ("auto", "none", "match")
 VERSION = 1
 
 
@@ -32,6 +33,7 @@ class FusionConfig:
         clustering: How the hidden units are grouped, where they are clustered.
         selection: Which units stay: centroids of clusters, or real units.
         refit: What is fitted to calibration data afterwards.
+        ntk: Whether the size of the training dynamics is matched on calibration data.
         seed: Seed of the clustering, where it has any randomness (`"kmeans"`; Ward has none).
         multiple_of: Shares are rounded to a multiple of this number of units, so that widths suit the hardware.
         version: Version of this format.
@@ -76,6 +78,13 @@ class FusionConfig:
             '"auto": output with calibration data, none without.'
         },
     )
+    ntk: str = field(
+        default="auto",
+        metadata={
+            "help": '"none", "match" (give the Adam kernels the original\'s size: calibrate_ntk), or "auto": match '
+            "with obs, whose kernels would be off; none with clusters, whose kernels are not."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the clustering, where it has any randomness."})
     multiple_of: int = field(default=64, metadata={"help": "Shares are rounded to a multiple of this many units."})
     version: int = field(default=VERSION, metadata={"help": "Version of this format."})
@@ -106,6 +115,7 @@ class FusionConfig:
             ("clustering", tuple(CLUSTERINGS)),
             ("selection", SELECTIONS),
             ("refit", REFITS),
+            ("ntk", NTKS),
         ):
             if getattr(self, name) not in choices:
                 listed = ", ".join(repr(choice) for choice in choices)
@@ -118,7 +128,7 @@ class FusionConfig:
             )
 
     def resolved(self, *, calibrated: bool) -> FusionConfig:
-        """The recipe with `"auto"` selection and refit replaced by what they mean.
+        """The recipe with each `"auto"` that calibration decides replaced by what it means.
 
         Args:
             calibrated: Whether there is calibration data.
@@ -126,19 +136,26 @@ class FusionConfig:
         Raises:
             FusionConfigError: The recipe needs calibration data and there is none, or it has no use for them.
         """
-        selection, refit = self.selection, self.refit
+        selection, refit, ntk = self.selection, self.refit, self.ntk
         if selection == "auto":
             selection = "obs" if calibrated and refit in ("auto", "output") else "clusters"
         if refit == "auto":
             refit = "output" if calibrated else "none"
-        if not calibrated and (selection == "obs" or refit != "none"):
-            asked = "selection='obs'" if selection == "obs" else f"refit={refit!r}"
+        if ntk == "auto":
+            ntk = "match" if selection == "obs" else "none"
+        wants = {
+            "selection='obs'": selection == "obs",
+            f"refit={refit!r}": refit != "none",
+            "ntk='match'": ntk == "match",
+        }
+        if not calibrated and any(wants.values()):
+            asked = next(name for name, wanted in wants.items() if wanted)
             raise FusionConfigError(f"{asked} needs calibration data: pass calibration= (on the command line --texts)")
-        if calibrated and refit == "none":
-            raise FusionConfigError(
-                "calibration data have no use with refit='none': write refit='output', or leave them"
-            )
-        return replace(self, selection=selection, refit=refit)
+        if selection == "obs" and refit == "none":
+            raise FusionConfigError("selection='obs' needs a refit: write refit='output'")
+        if calibrated and not any(wants.values()):
+            raise FusionConfigError("calibration data have no use with refit='none' and ntk='none': leave them out")
+        return replace(self, selection=selection, refit=refit, ntk=ntk)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain JSON values."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from .calibration import calibration_batches
+from .calibration import calibration_batches, first_rows
 from .config import FusionConfig
 from .driver import LayerReducer, Method, check_reducible, reduce_ffns
 from .ffn import FFN
-from .fusing import fuse_layer
+from .fusing import LayerFuser
+from .kernel_size import kernel_sizes, match_kernel_sizes
+from .plan import plan_fusion
 
 __all__ = ["fuse_model"]
 
@@ -57,6 +61,16 @@ def fuse_model(
     batches = None if calibration is None else calibration_batches(model, calibration, tokenizer)
 
     def prepare(working: PreTrainedModel, todo: Sequence[tuple[FFN, int]], config: FusionConfig) -> LayerReducer:
-        return lambda group: fuse_layer(working, group, config, batches)
+        return LayerFuser(working, todo, config, batches)
 
-    return reduce_ffns(model, config, Method("fusion", "fused", prepare), inplace=inplace)
+    method = Method("fusion", "fused", prepare)
+    if config.ntk == "none" or batches is None:
+        return reduce_ffns(model, config, method, inplace=inplace)
+    started = time.perf_counter()
+    samples = first_rows(model, batches)
+    names = [ffn.name for ffn, _ in plan_fusion(model, config).widths]
+    wanted = kernel_sizes(model, names, samples)  # before fusion, which may take the model's tensors
+    fused = reduce_ffns(model, config, method, inplace=inplace)
+    match_kernel_sizes(fused, wanted, samples)
+    fused.fusion_report = replace(fused.fusion_report, seconds=round(time.perf_counter() - started, 3))
+    return fused

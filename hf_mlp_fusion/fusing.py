@@ -1,9 +1,10 @@
-"""What fusion does to the FFNs of one layer, with calibration data or without."""
+"""What fusion does to the FFNs of each layer, with calibration data or without."""
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
@@ -15,42 +16,95 @@ from .driver import ReducedFFN
 from .ffn import FFN
 from .moments import Moments
 from .reduction import Fusion, fuse_weights, select_units
-from .refit import ridge_refit
+from .refit import RIDGE, ridge_refit
 from .selection import assign_units, obs_select
 
-__all__ = ["fuse_layer"]
+__all__ = ["LayerFuser"]
 
 logger = logging.getLogger(__name__)
 
 
-def fuse_layer(
-    model: PreTrainedModel, group: Sequence[tuple[FFN, int]], config: FusionConfig, batches: Sequence[Batch] | None
-) -> dict[str, ReducedFFN[Fusion]]:
-    """Fuses the FFNs of one layer: one, or the experts of a mixture. The model is not changed.
+# Second moments held at once. Layers whose moments fit are calibrated in one pass through the model.
+_MOMENT_BYTES = 2**31
+
+
+class LayerFuser:
+    """Fuses the FFNs of a model, layer after layer, with calibration data or without.
 
     Args:
-        model: The model, its earlier FFNs fused already: what calibrates the next ones is what they will see.
-        group: FFNs of the layer, each with the units to keep.
+        model: The model. Between two calls, the FFNs of the last one are replaced by what it returned.
+        todo: All FFNs to fuse, each with the units to keep.
         config: The recipe, its `selection` and `refit` resolved.
         batches: Calibration data, where the recipe has a use for them.
-
-    Returns:
-        The fused FFNs by name.
     """
-    if config.selection == "obs":
-        assert batches is not None
-        moments = collect_moments(model, [ffn for ffn, _ in group], batches)
-        return {ffn.name: _select(ffn, width, config, moments.get(ffn.name)) for ffn, width in group}
-    plain = {ffn.name: _cluster(ffn, width, config) for ffn, width in group}
-    if config.refit == "none":
-        return plain
-    assert batches is not None
-    units = {name: item.weights.weights for name, item in plain.items()}
-    moments = collect_moments(model, [ffn for ffn, _ in group], batches, units)
-    return {
-        name: _refitted(item, moments[name], config) if _enough(name, item, moments) else item
-        for name, item in plain.items()
-    }
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        todo: Sequence[tuple[FFN, int]],
+        config: FusionConfig,
+        batches: Sequence[Batch] | None,
+    ) -> None:
+        self.model = model
+        self.todo = list(todo)
+        self.config = config
+        self.batches = batches
+        self._plain: dict[str, ReducedFFN[Fusion]] = {}
+        self._moments: dict[str, Moments | None] = {}
+
+    def __call__(self, group: Sequence[tuple[FFN, int]]) -> dict[str, ReducedFFN[Fusion]]:
+        """Fuses the FFNs of one layer: one, or the experts of a mixture. The model is not changed.
+
+        Args:
+            group: The next FFNs of `todo`.
+
+        Returns:
+            The fused FFNs by name.
+        """
+        if self.batches is not None and group[0][0].name not in self._moments:
+            self._collect(group[0][0], self.batches)
+        return {ffn.name: self._fuse(ffn, width) for ffn, width in group}
+
+    def _collect(self, first: FFN, batches: Sequence[Batch]) -> None:
+        """Takes the moments of as many layers, from this one on, as may be held at once."""
+        names = [ffn.name for ffn, _ in self.todo]
+        coming = self.todo[names.index(first.name) :]
+        chunk: list[tuple[FFN, int]] = []
+        size = 0
+        for _, layer in itertools.groupby(coming, key=lambda item: (item[0].stack, item[0].layer)):
+            ffns = list(layer)
+            size += sum(8 * (width if self._clusters else ffn.width) ** 2 for ffn, width in ffns)
+            if chunk and size > _MOMENT_BYTES:
+                break
+            chunk += ffns
+        units = None
+        if self._clusters:
+            self._plain = {ffn.name: _cluster(ffn, width, self.config) for ffn, width in chunk}
+            units = {name: item.weights.weights for name, item in self._plain.items()}
+        found = collect_moments(self.model, [ffn for ffn, _ in chunk], batches, units)
+        self._moments = {ffn.name: found.get(ffn.name) for ffn, _ in chunk}
+
+    @property
+    def _clusters(self) -> bool:
+        return self.config.selection == "clusters"
+
+    def _fuse(self, ffn: FFN, width: int) -> ReducedFFN[Fusion]:
+        moments = self._moments.pop(ffn.name, None)
+        plain = self._plain.pop(ffn.name, None)
+        if self.batches is None:
+            return _cluster(ffn, width, self.config)
+        if moments is None:
+            logger.warning("%s saw no calibration token: it is fused without", ffn.name)
+            return plain or _cluster(ffn, width, self.config)
+        if plain is not None:
+            return _refitted(plain, moments, self.config)
+        kept, _ = obs_select(moments, width)
+        labels = assign_units(moments, kept)
+        weights = ffn.read()
+        chosen = select_units(weights, kept.cpu().numpy(), labels)
+        return _refitted(
+            ReducedFFN(chosen, inertia(weights.features(), labels), "obs"), moments.of_units(kept), self.config
+        )
 
 
 def _cluster(ffn: FFN, width: int, config: FusionConfig) -> ReducedFFN[Fusion]:
@@ -60,27 +114,14 @@ def _cluster(ffn: FFN, width: int, config: FusionConfig) -> ReducedFFN[Fusion]:
     return ReducedFFN(fuse_weights(weights, labels), inertia(features, labels), "clusters")
 
 
-def _select(ffn: FFN, width: int, config: FusionConfig, moments: Moments | None) -> ReducedFFN[Fusion]:
-    """Keeps real units. Fewer tokens than units say too little of which: such an expert is fused without data."""
-    weights = ffn.read()
-    if moments is None or moments.count < weights.width:
-        _say_too_few(ffn.name, moments)
-        return _cluster(ffn, width, config)
-    kept, _ = obs_select(moments, width)
-    labels = assign_units(moments, kept)
-    chosen = ReducedFFN(
-        select_units(weights, kept.cpu().numpy(), labels), inertia(weights.features(), labels), config.selection
-    )
-    return _refitted(chosen, moments.of_units(kept), config)
-
-
 def _refitted(item: ReducedFFN[Fusion], moments: Moments, config: FusionConfig) -> ReducedFFN[Fusion]:
     """Refits the down projection on the moments of the fused units, shrunk to what it was."""
     fused, sizes = item.weights.weights, item.weights.cluster_sizes.double()
     prior = fused.down.double().cpu() * sizes
     moments = moments.on_cpu()
     if config.refit == "output":
-        weight, bias = ridge_refit(moments, prior)
+        # The fewer tokens a unit has, the nearer its weights stay to what they were.
+        weight, bias = ridge_refit(moments, prior, ridge=max(RIDGE, 0.1 * moments.width / moments.count))
     else:
         weight, bias = prior, moments.y_mean - prior @ moments.h_mean
     refitted = fused.with_down(weight / sizes, bias)
@@ -91,15 +132,3 @@ def _refitted(item: ReducedFFN[Fusion], moments: Moments, config: FusionConfig) 
         moments.count,
         moments.error(weight),
     )
-
-
-def _enough(name: str, item: ReducedFFN[Fusion], moments: Mapping[str, Moments]) -> bool:
-    if name in moments and moments[name].count >= item.weights.weights.width:
-        return True
-    _say_too_few(name, moments.get(name))
-    return False
-
-
-def _say_too_few(name: str, moments: Moments | None) -> None:
-    count = 0 if moments is None else moments.count
-    logger.warning("%s saw %d calibration tokens, too few: it is fused without them", name, count)

@@ -114,6 +114,9 @@ def narrow_ffns(model: PreTrainedModel) -> None:
                 f"{widths.original_width} units, the model's own fields make it {ffn.width}"
             )
         form.install(ffn, widths.width, widths.original_width)
+        scaling = ffn.host.get_submodule(ffn.spec.activation)
+        if widths.scales is not None and isinstance(scaling, ClusterScaling):
+            scaling.inner_scale, scaling.outer_scale = widths.scales
 
 
 def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> None:

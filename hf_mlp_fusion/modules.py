@@ -25,6 +25,10 @@ class ClusterScaling(nn.Module):
         width: Units of the fused FFN, k.
         original_width: Units of the FFN before fusion, I.
 
+    Attributes:
+        inner_scale: s1 of the NTK calibration (`calibrate_ntk`), 1.0 without one: σ'(z) = s2 P ⊙ σ(s1 z).
+        outer_scale: s2.
+
     Shape:
         Input and output `[..., k]`; `cluster_sizes` `[k]`, int32, positive, summing to I.
     """
@@ -35,12 +39,15 @@ class ClusterScaling(nn.Module):
         super().__init__()
         self.activation = activation
         self.original_width = original_width
+        self.inner_scale = 1.0
+        self.outer_scale = 1.0
         self.register_buffer("cluster_sizes", even_cluster_sizes(width, original_width))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Applies the activation and P; the result has the dtype of the activation's."""
-        hidden = self.activation(hidden)
-        return hidden * self.cluster_sizes.to(hidden.dtype)
+        hidden = self.activation(hidden if self.inner_scale == 1.0 else hidden * self.inner_scale)
+        sizes = self.cluster_sizes if self.outer_scale == 1.0 else self.cluster_sizes * self.outer_scale
+        return hidden * sizes.to(hidden.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.original_width} -> {self.cluster_sizes.numel()} units"

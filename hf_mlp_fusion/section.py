@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import FusionConfig
@@ -24,11 +25,13 @@ class FFNWidth:
         width: Hidden units now, k.
         original_width: Hidden units before, I.
         form: What it has become: `"fused"`, or what a baseline makes (`hf_mlp_fusion.forms.FORMS`).
+        scales: s1 and s2 of the NTK calibration, where there was one.
     """
 
     width: int
     original_width: int
     form: str = "fused"
+    scales: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,19 @@ class FusionSection:
             ffns[name] = {"width": ffn.width, "original_width": ffn.original_width}
             if ffn.form != "fused":
                 ffns[name]["form"] = ffn.form
+            if ffn.scales is not None:
+                ffns[name]["scales"] = list(ffn.scales)
         values = {"recipe": self.recipe.to_dict(), "source": self.source, "ffns": ffns}
         return values if self.method == "fusion" else values | {"method": self.method}
+
+    def with_scales(self, scales: Mapping[str, tuple[float, float]]) -> FusionSection:
+        """The section with the scales of an NTK calibration.
+
+        Args:
+            scales: s1 and s2 by FFN name; the other FFNs keep theirs.
+        """
+        ffns = {name: replace(ffn, scales=scales.get(name, ffn.scales)) for name, ffn in self.ffns.items()}
+        return replace(self, ffns=ffns)
 
     @classmethod
     def from_dict(cls, values: object) -> FusionSection:
@@ -83,7 +97,7 @@ class FusionSection:
             if (
                 not isinstance(name, str)
                 or not isinstance(widths, Mapping)
-                or set(widths) - {"form"} != {"width", "original_width"}
+                or set(widths) - {"form", "scales"} != {"width", "original_width"}
             ):
                 raise _broken(f"ffns[{name!r:.80}] must have the fields width and original_width")
             width, original_width = widths["width"], widths["original_width"]
@@ -94,11 +108,24 @@ class FusionSection:
                 raise _broken(f"ffns[{name!r:.80}]: {width} units cannot stand for {original_width}")
             if (form := widths.get("form", "fused")) not in FORM_NAMES:
                 raise _broken(f"ffns[{name!r:.80}]: unknown form {form!r:.40}; written by a newer hf_mlp_fusion?")
-            ffns[name] = FFNWidth(width, original_width, form)
+            ffns[name] = FFNWidth(width, original_width, form, _scales(name, widths.get("scales")))
         method = values.get("method", "fusion")
         if not isinstance(method, str) or not method:
             raise _broken("method must be a name")
         return cls(recipe, dict(values["source"]), ffns, method)
+
+
+def _scales(name: str, values: object) -> tuple[float, float] | None:
+    if values is None:
+        return None
+    if (
+        not isinstance(values, Sequence)
+        or len(values) != 2
+        or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        or not all(0 < value < math.inf for value in values)
+    ):
+        raise _broken(f"ffns[{name!r:.80}]: scales must be two positive numbers, not {values!r:.60}")
+    return float(values[0]), float(values[1])
 
 
 def _broken(what: str) -> BrokenCheckpointError:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..atomic import check_output_folder, output_folder
 from ..clustering import CLUSTERINGS
-from ..config import TARGETS, FusionConfig
+from ..config import NTKS, REFITS, SELECTIONS, TARGETS, FusionConfig
 from ..errors import FusionConfigError
 from .tables import print_report
 
@@ -37,6 +37,23 @@ def fuse(
         str, typer.Option(help=f"{', '.join(TARGETS)}. auto: experts where there are any, else dense FFNs.")
     ] = _DEFAULTS.targets,
     clustering: Annotated[str, typer.Option(help=f"{', '.join(CLUSTERINGS)}.")] = _DEFAULTS.clustering,
+    selection: Annotated[
+        str, typer.Option(help=f"{', '.join(SELECTIONS)}. auto: obs with calibration data, clusters without.")
+    ] = _DEFAULTS.selection,
+    refit: Annotated[
+        str, typer.Option(help=f"{', '.join(REFITS)}. auto: output with calibration data, none without.")
+    ] = _DEFAULTS.refit,
+    ntk: Annotated[
+        str, typer.Option(help=f"{', '.join(NTKS)}. auto: match with obs, none with clusters.")
+    ] = _DEFAULTS.ntk,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Calibration data: a file with a text a line, or parquet, csv or json with a text column."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Calibration data instead: a data set, its configuration behind a colon.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     seed: Annotated[int, typer.Option(help="Seed of the clustering, where it has any randomness.")] = _DEFAULTS.seed,
     multiple_of: Annotated[
         int, typer.Option(help="Shares are rounded to a multiple of this many units.")
@@ -48,18 +65,23 @@ def fuse(
 ) -> None:
     """Fuse the FFNs or experts of MODEL and save the result, tokenizer and all, in OUT."""
     config = FusionConfig(
-        parse_width(width), parse_layers(layers), targets, clustering, seed=seed, multiple_of=multiple_of
+        parse_width(width), parse_layers(layers), targets, clustering, selection, refit, ntk, seed, multiple_of
     )
+    config.resolved(calibrated=texts is not None or dataset is not None)
+    if texts is not None and dataset is not None:
+        raise FusionConfigError("give --texts FILE or --dataset NAME, not both")
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise FusionConfigError(f"--dtype must be auto, float32, bfloat16 or float16, not {dtype!r}")
     _check_places(model, out)
     check_output_folder(out, overwrite=overwrite)
 
+    from ..data import read_texts
     from ..folders import carry_side_files, load_stock_model
     from ..fuse import fuse_model
 
+    lines = None if texts is None and dataset is None else read_texts(str(texts or dataset), split=split)
     stock = load_stock_model(model, dtype=dtype, device=device)
-    fused = fuse_model(stock, config, inplace=True)
+    fused = fuse_model(stock, config, calibration=lines, inplace=True)
     try:
         with output_folder(out, overwrite=overwrite) as folder:
             carry_side_files(model, folder)
