@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from ..config import FusionConfig
-from ..driver import reduce_ffns
+from ..data import Batch
+from ..driver import Method, reduce_ffns
 from ..errors import FusionConfigError
 from ..fuse import fuse_model
 from .cluster import CLUSTER
@@ -24,31 +24,53 @@ from .svd import SVD
 __all__ = ["METHODS", "reduce_model"]
 
 
-def _kmeans_fusion(model: PreTrainedModel, config: FusionConfig) -> Any:
+Calibration = Sequence[Batch] | None
+
+
+def _fusion(model: PreTrainedModel, config: FusionConfig, calibration: Calibration) -> Any:
+    return fuse_model(model, config)
+
+
+def _kmeans_fusion(model: PreTrainedModel, config: FusionConfig, calibration: Calibration) -> Any:
     return fuse_model(model, replace(config, clustering="kmeans"))
 
 
-METHODS: dict[str, Callable[[PreTrainedModel, FusionConfig], Any]] = {
-    "fusion": fuse_model,
+def _calibrated_fusion(model: PreTrainedModel, config: FusionConfig, calibration: Calibration) -> Any:
+    if calibration is None:
+        raise FusionConfigError("fusion_calibrated needs calibration data: pass calibration=")
+    return fuse_model(model, config, calibration=calibration)
+
+
+def _rival(method: Method) -> Callable[[PreTrainedModel, FusionConfig, Calibration], Any]:
+    return lambda model, config, calibration: reduce_ffns(model, config, method)
+
+
+METHODS: dict[str, Callable[[PreTrainedModel, FusionConfig, Calibration], Any]] = {
+    "fusion": _fusion,
     "fusion_kmeans": _kmeans_fusion,
-    "cluster": functools.partial(reduce_ffns, method=CLUSTER),
-    "svd": functools.partial(reduce_ffns, method=SVD),
-    "sketch": functools.partial(reduce_ffns, method=SKETCH),
-    "mmd": functools.partial(reduce_ffns, method=MMD),
-    "prune": functools.partial(reduce_ffns, method=PRUNE),
-    "ntk_sap": functools.partial(reduce_ffns, method=NTK_SAP),
-    "layer_drop": drop_layers,
+    "fusion_calibrated": _calibrated_fusion,
+    "cluster": _rival(CLUSTER),
+    "svd": _rival(SVD),
+    "sketch": _rival(SKETCH),
+    "mmd": _rival(MMD),
+    "prune": _rival(PRUNE),
+    "ntk_sap": _rival(NTK_SAP),
+    "layer_drop": lambda model, config, calibration: drop_layers(model, config),
 }
-"""Methods by name. None needs data; `fusion` clusters as the recipe says, `fusion_kmeans` as the paper does."""
+"""Methods by name: `fusion` clusters as the recipe says, `fusion_kmeans` as the paper does; `fusion_calibrated` alone
+uses data."""
 
 
-def reduce_model(model: PreTrainedModel, config: FusionConfig, method: str = "fusion") -> Any:
+def reduce_model(
+    model: PreTrainedModel, config: FusionConfig, method: str = "fusion", *, calibration: Calibration = None
+) -> Any:
     """Makes a model smaller by fusion or by one of its rivals, all at once and without fine-tuning.
 
     Args:
         model: A stock model of a supported family. It is untouched.
         config: Which FFNs, and how wide they become; rivals make them as large in parameters.
         method: A key of `METHODS`.
+        calibration: Batches for the method that uses data.
 
     Returns:
         A model that runs, fine-tunes, saves, and loads again with the Auto classes.
@@ -64,4 +86,4 @@ def reduce_model(model: PreTrainedModel, config: FusionConfig, method: str = "fu
     """
     if method not in METHODS:
         raise FusionConfigError(f"there is no method {method!r}; the methods are {', '.join(METHODS)}")
-    return METHODS[method](model, config)
+    return METHODS[method](model, config, calibration)

@@ -21,8 +21,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from .. import __version__
 from ..baselines import METHODS, reduce_model
 from ..baselines.layer_drop import remaining_ffns
+from ..calibration import SAMPLES
 from ..config import FusionConfig
-from ..data import Batch, load_tokenizer
+from ..data import Batch, load_tokenizer, split_texts
 from ..errors import FusionConfigError, UnsupportedModelError
 from ..ffn import find_ffns
 from ..folders import load_stock_model
@@ -57,12 +58,14 @@ class Subject:
 
     Args:
         model: The original model.
+        calibration: Rows for the methods that use data; none of them is measured on.
         batches: Rows for errors and kernels.
         loss_batches: Rows for the loss; none where the model has no language-model head.
         about: What a table says of them.
     """
 
     model: PreTrainedModel
+    calibration: list[Batch]
     batches: list[Batch]
     loss_batches: list[Batch]
     about: dict[str, Any]
@@ -78,7 +81,7 @@ def load_subject(
     seed: int = 0,
     device: str = "cpu",
 ) -> Subject:
-    """Loads a model and makes batches of texts.
+    """Loads a model and makes batches of texts: of one half, told by a hash, to measure on, of the other to calibrate.
 
     Args:
         name: Folder or Hub id of a stock model.
@@ -104,9 +107,11 @@ def load_subject(
     tokenizer = load_tokenizer(name)
     speaks = objective_of(model) in LANGUAGE_OBJECTIVES
     rows = max(samples, _LOSS_ROWS) if speaks else samples
-    batches = make_batches(model, tokenizer, texts, samples=rows, seed=seed)
+    calibration, measured = split_texts(texts, held_out=0.5)
+    batches = make_batches(model, tokenizer, measured, samples=rows, seed=seed)
     return Subject(
         model.eval(),
+        make_batches(model, tokenizer, calibration, samples=SAMPLES, batch_size=16, seed=seed),
         list(_first_rows(batches, samples)),
         batches if speaks else [],
         {
@@ -172,7 +177,7 @@ def compare(subject: Subject, config: FusionConfig, methods: Sequence[str], fold
 def _row(subject: Subject, config: FusionConfig, row: Row, original: NTK, folder: Path) -> Row:
     started = time.perf_counter()
     try:
-        model = reduce_model(subject.model, config, row.method)
+        model = reduce_model(subject.model, config, row.method, calibration=subject.calibration)
     except (FusionConfigError, UnsupportedModelError) as error:
         return dataclasses.replace(row, refused=str(error))
     seconds = time.perf_counter() - started

@@ -19,6 +19,7 @@ _TITLES = {
     "original": "original",
     "fusion": "fusion",
     "fusion_kmeans": "fusion, k-means",
+    "fusion_calibrated": "fusion, calibrated",
     "cluster": "cluster (√P folded)",
     "svd": "SVD",
     "sketch": "sketch",
@@ -95,7 +96,7 @@ def describe(row: Row) -> list[str]:
         f"Model: {about['model']} ({about['class']}), {about['fused']} FFNs reduced",
         f"Recipe: width {json.dumps(recipe['width'])}, layers {json.dumps(recipe['layers'])}, "
         f"targets {recipe['targets']}, clustering {recipe['clustering']}, seed {recipe['seed']}",
-        f"Data: {about['data'] or 'texts'} (first {about['samples']} rows for errors and NTK)",
+        f"Data: {about['data'] or 'texts'} ({about['samples']} rows for errors and NTK)",
         f"Machine: {about['device']}, {about['threads']} threads; {versions}",
     ]
 

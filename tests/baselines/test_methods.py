@@ -20,7 +20,7 @@ CONFIG = FusionConfig(width=16, targets="all")
 FAMILIES = ["bert", "gpt2", "switch_transformers"]
 AUTO = {"bert": "AutoModelForMaskedLM", "gpt2": "AutoModelForCausalLM"}
 AUTO["switch_transformers"] = "AutoModelForSeq2SeqLM"
-FFN_WISE = [name for name in METHODS if name != "layer_drop"]
+FFN_WISE = [name for name in METHODS if name not in ("layer_drop", "fusion_calibrated")]
 CASES = [(method, family) for method in FFN_WISE for family in FAMILIES]
 CASES += [("layer_drop", "bert"), ("layer_drop", "gpt2")]
 
@@ -122,7 +122,9 @@ def test_frozen_weights_stay_frozen():
 def test_unknown_methods_and_fused_models_are_refused():
     with pytest.raises(FusionConfigError, match=r"no method 'magic'; the methods are fusion, .*layer_drop"):
         reduce_model(tiny_model("bert"), CONFIG, "magic")
+    with pytest.raises(FusionConfigError, match="calibration="):
+        reduce_model(tiny_model("bert"), CONFIG, "fusion_calibrated")
     fused = fuse_model(tiny_model("bert"), CONFIG)
-    for method in METHODS:
+    for method in [*FFN_WISE, "layer_drop"]:
         with pytest.raises(UnsupportedModelError, match="fused already"):
             reduce_model(fused, CONFIG, method)
