@@ -58,8 +58,8 @@ METHODS: dict[str, Reduce] = {
     "fusion_kmeans": _fusion(clustering="kmeans"),
     "fusion_bias": _calibrated(selection="clusters", refit="bias"),
     "fusion_output": _calibrated(selection="clusters", refit="output"),
-    "fusion_obs": _calibrated(),
-    "fusion_obs_raw": _calibrated(ntk="none"),
+    "fusion_calibrated": _calibrated(),
+    "fusion_calibrated_raw": _calibrated(ntk="none"),
     "fusion_auto": _searched,
     "fusion_sampled": _calibrated(SAMPLED),
     "cluster": _data_free(functools.partial(reduce_ffns, method=CLUSTER)),
@@ -71,7 +71,7 @@ METHODS: dict[str, Reduce] = {
     "layer_drop": _data_free(drop_layers),
 }
 """Methods by name. `fusion` clusters as the recipe says and `fusion_kmeans` as the paper does, both without data.
-`fusion_obs` is the default with calibration data (`_raw`: without the NTK match; `_auto`: widths searched for),
+`fusion_calibrated` is the default with calibration data (`_raw`: without the NTK match; `_auto`: widths searched for),
 `fusion_sampled` the same on what the model writes itself; `fusion_bias` and `fusion_output` refit clusters. The others
 are the paper's rivals."""
 

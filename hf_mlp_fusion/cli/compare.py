@@ -32,7 +32,7 @@ def compare(
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     methods: Annotated[
         str, typer.Option(help="Methods, separated by commas; fusion_kmeans is the paper's own clustering.")
-    ] = "fusion,fusion_kmeans,fusion_obs,cluster,svd,sketch,mmd,prune,ntk_sap,layer_drop",
+    ] = "fusion,fusion_kmeans,fusion_calibrated,cluster,svd,sketch,mmd,prune,ntk_sap,layer_drop",
     out: Annotated[Path, typer.Option(help="Folder of results. What it holds already is not measured again.")] = Path(
         "comparison"
     ),

@@ -32,7 +32,7 @@ from ..measure import (
     compare_ntks,
     flops,
     language_loss,
-    latency,
+    latencies,
     model_size,
     ntk,
     output_error,
@@ -59,16 +59,16 @@ class Subject:
 
     Args:
         model: The original model.
+        calibration: Rows for the methods that use data; none of them is measured on.
         batches: Rows for errors and kernels.
         loss_batches: Rows for the loss; none where the model has no language-model head.
-        calibration: Rows of other texts, for the methods that calibrate.
         about: What a table says of them.
     """
 
     model: PreTrainedModel
+    calibration: list[Batch]
     batches: list[Batch]
     loss_batches: list[Batch]
-    calibration: list[Batch]
     about: dict[str, Any]
 
 
@@ -82,11 +82,11 @@ def load_subject(
     seed: int = 0,
     device: str = "cpu",
 ) -> Subject:
-    """Loads a model and makes batches of texts.
+    """Loads a model and makes batches of texts: of one half, told by a hash, to measure on, of the other to calibrate.
 
     Args:
         name: Folder or Hub id of a stock model.
-        texts: The texts. Half of them, told by a hash, serve to calibrate, the other half to measure.
+        texts: The texts.
         data: What the texts are called in tables.
         head: `"own"`, the head that the model was saved with, or `"classifier"`, a new one with random weights, from
             which fine-tuning starts.
@@ -112,9 +112,9 @@ def load_subject(
     batches = make_batches(model, tokenizer, held_out or texts, samples=rows, seed=seed)
     return Subject(
         model.eval(),
+        calibration_batches(model, calibration, tokenizer) if calibration else [],
         first_rows(model, batches, samples),
         batches if speaks else [],
-        calibration_batches(model, calibration, tokenizer) if calibration else [],
         {
             "model": name,
             "class": type(model).__name__,
@@ -178,7 +178,7 @@ def compare(subject: Subject, config: FusionConfig, methods: Sequence[str], fold
 def _row(subject: Subject, config: FusionConfig, row: Row, original: NTK, folder: Path) -> Row:
     started = time.perf_counter()
     try:
-        model = reduce_model(subject.model, config, row.method, subject.calibration or None)
+        model = reduce_model(subject.model, config, row.method, calibration=subject.calibration or None)
     except (DataError, FusionConfigError, UnsupportedModelError) as error:
         return dataclasses.replace(row, refused=str(error))
     seconds = time.perf_counter() - started
@@ -213,10 +213,11 @@ def _measured(subject: Subject, model: PreTrainedModel, row: Row) -> Row:
     batch = subject.batches[0]
     costs = []
     for training in (False, True):
-        time_taken = latency(model, batch, training=training)
+        *original, taken = latencies(list(dict.fromkeys((subject.model, model))), batch, training=training)
         operations = flops(model, batch, training=training)
         memory = peak_memory(model, batch, training=training)
-        costs.append(Costs(time_taken.median, time_taken.spread, operations, memory))
+        speedup = original[0].median / taken.median if original else None
+        costs.append(Costs(taken.median, taken.spread, operations, memory, speedup))
     return dataclasses.replace(
         row,
         parameters=size.parameters,

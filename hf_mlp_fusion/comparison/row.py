@@ -20,12 +20,14 @@ class Costs:
         spread: Distance between the quartiles, in seconds.
         flops: Operations of matrix products and attention.
         memory: Bytes above the loaded model, None where the system does not tell.
+        speedup: How many times faster than the original, both timed in turn; None of the original itself.
     """
 
     median: float
     spread: float
     flops: int
     memory: int | None
+    speedup: float | None = None
 
 
 @dataclass(frozen=True)

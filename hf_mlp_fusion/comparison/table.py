@@ -19,6 +19,7 @@ _TITLES = {
     "original": "original",
     "fusion": "fusion",
     "fusion_kmeans": "fusion, k-means",
+    "fusion_calibrated": "fusion, calibrated",
     "cluster": "cluster (√P folded)",
     "svd": "SVD",
     "sketch": "sketch",
@@ -62,7 +63,9 @@ def columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
         "perplexity": lambda row: row.objective in ("causal", "masked") and _perplexity(row.perplexity),
         "seconds": lambda row: None if row.seconds is None else f"{row.seconds:.1f}",
         "forward, ms": lambda row: _milliseconds(row.forward),
+        "forward, faster": lambda row: _times(row.forward),
         "training step, ms": lambda row: _milliseconds(row.training),
+        "training step, faster": lambda row: _times(row.training),
         "forward, GFLOP": lambda row: row.forward and f"{row.forward.flops / 1e9:.1f}",
     }
     filled = {header: get for header, get in candidates.items() if any(get(row) for row in rows)}
@@ -81,6 +84,10 @@ def _milliseconds(costs: Costs | None) -> str | None:
     return None if costs is None else f"{1000 * costs.median:.0f} ± {1000 * costs.spread:.0f}"
 
 
+def _times(costs: Costs | None) -> str | None:
+    return None if costs is None or costs.speedup is None else f"{costs.speedup:.2f} ×"
+
+
 def describe(row: Row) -> list[str]:
     """Says in a few lines what a table is about: model, recipe, data, machine."""
     about, recipe = row.about, row.about["recipe"]
@@ -89,7 +96,7 @@ def describe(row: Row) -> list[str]:
         f"Model: {about['model']} ({about['class']}), {about['fused']} FFNs reduced",
         f"Recipe: width {json.dumps(recipe['width'])}, layers {json.dumps(recipe['layers'])}, "
         f"targets {recipe['targets']}, clustering {recipe['clustering']}, seed {recipe['seed']}",
-        f"Data: {about['data'] or 'texts'} (first {about['samples']} rows for errors and NTK)",
+        f"Data: {about['data'] or 'texts'} ({about['samples']} rows for errors and NTK)",
         f"Machine: {about['device']}, {about['threads']} threads; {versions}",
     ]
 

@@ -18,7 +18,13 @@ from .table import columns, describe, latest_comparison, markdown_table, title
 __all__ = ["PAGE_NAME", "write_report"]
 
 PAGE_NAME = "index.html"
-_FEW_KERNELS = ("fusion", "cluster", "svd", "prune")  # whose heat maps are drawn: more would be too small to read
+_FEW_KERNELS = (
+    "fusion",
+    "fusion_calibrated",
+    "cluster",
+    "svd",
+    "prune",
+)  # whose heat maps are drawn: more would be too small to read
 
 
 def write_report(folder: Path, command: str | None = None) -> list[Row]:

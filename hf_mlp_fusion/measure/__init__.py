@@ -2,7 +2,7 @@
 
 from .flops import flops
 from .language import LanguageLoss, language_loss
-from .latency import Latency, latency
+from .latency import Latency, latencies, latency
 from .memory import peak_memory
 from .ntk import NTK, ntk
 from .ntk_error import NTKError, compare_ntks, ntk_error
@@ -19,6 +19,7 @@ __all__ = [
     "compare_ntks",
     "flops",
     "language_loss",
+    "latencies",
     "latency",
     "model_size",
     "ntk",

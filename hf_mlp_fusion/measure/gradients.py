@@ -81,7 +81,7 @@ def sample_gradients(
                     {name: tensor[index : index + 1] for name, tensor in batch.items()} for index in range(size)
                 ]
                 for index, sample in enumerate(unpadded(samples), start=row):
-                    rows[index] = _alone(model, parameters, sample, slices)
+                    _alone(model, parameters, sample, slices, rows[index])
                     done(1)
             row = stop
     return rows
@@ -97,14 +97,18 @@ def _together(model: PreTrainedModel, parameters: dict[str, Tensor], batch: Batc
         return scalar(run, {name: tensor[None] for name, tensor in sample.items()})[0]
 
     def gradients(values: dict[str, Tensor], sample: Batch) -> Tensor:
-        return _sliced(grad(output)(values, sample), slices)
+        by_name = grad(output)(values, sample)
+        return torch.cat([by_name[item.parameter].flatten()[item.start : item.stop] for item in slices])
 
     values = {name: parameter.detach() for name, parameter in parameters.items()}
     with torch.no_grad(), _eager_attention(model):
         return vmap(gradients, in_dims=(None, 0))(values, batch)
 
 
-def _alone(model: PreTrainedModel, parameters: dict[str, Tensor], sample: Batch, slices: Sequence[Slice]) -> Tensor:
+def _alone(
+    model: PreTrainedModel, parameters: dict[str, Tensor], sample: Batch, slices: Sequence[Slice], row: Tensor
+) -> None:
+    """Writes the gradients of one sample into its row."""
     with torch.enable_grad():
         output = scalar_outputs(model)(model, sample)[0]
     # An expert that sees no token of the sample is not used: its gradient is zero, and so may all be.
@@ -113,11 +117,12 @@ def _alone(model: PreTrainedModel, parameters: dict[str, Tensor], sample: Batch,
         gradients = torch.autograd.grad(output, used, materialize_grads=True, allow_unused=True)
     else:
         gradients = tuple(torch.zeros_like(parameter) for parameter in used)
-    return _sliced(dict(zip(parameters, gradients, strict=True)), slices)
-
-
-def _sliced(gradients: dict[str, Tensor], slices: Sequence[Slice]) -> Tensor:
-    return torch.cat([gradients[item.parameter].flatten()[item.start : item.stop] for item in slices])
+    by_name = dict(zip(parameters, gradients, strict=True))
+    column = 0
+    for item in slices:
+        size = item.stop - item.start
+        row[column : column + size] = by_name[item.parameter].flatten()[item.start : item.stop]
+        column += size
 
 
 @contextlib.contextmanager

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
 from ..data import Batch
 from .running import evaluating, inputs_of, on_device, training_step
 
-__all__ = ["Latency", "latency"]
+__all__ = ["Latency", "latencies", "latency"]
 
+_WARM_UP = 2  # runs before the clock counts: allocator, kernels' choice of algorithm, caches
 _FEWEST_RUNS = 5  # below which a median and quartiles say nothing
 
 
@@ -40,21 +43,50 @@ def latency(model: PreTrainedModel, batch: Batch, *, training: bool = False, sec
         training: Time a training step.
         seconds: Time to spend, at least; five runs are made whatever they take.
     """
-    batch = on_device(batch, model)
+    return latencies([model], batch, training=training, seconds=seconds)[0]
+
+
+def latencies(
+    models: Sequence[PreTrainedModel], batch: Batch, *, training: bool = False, seconds: float = 1.0
+) -> list[Latency]:
+    """Times several models in turn, run by run, so that a machine busy with other work slows all of them alike.
+
+    Args:
+        models: The models; their weights are unchanged afterwards.
+        batch: What to run them on.
+        training: Time a training step.
+        seconds: Time to spend on each, at least; five runs are made whatever they take.
+    """
+    runs = [_run(model, on_device(batch, model), training) for model in models]
+    taken: list[list[float]] = [[] for _ in models]
+    with evaluating(*models), torch.set_grad_enabled(training):
+        for run in runs * _WARM_UP:
+            run()
+        started = time.perf_counter()
+        while len(taken[0]) < _FEWEST_RUNS or time.perf_counter() - started < seconds * len(models):
+            for times, run in zip(taken, runs, strict=True):
+                times.append(run())
+    quartiles = [statistics.quantiles(times, n=4, method="inclusive") for times in taken]
+    return [Latency(q[1], q[2] - q[0], len(times)) for q, times in zip(quartiles, taken, strict=True)]
+
+
+def _run(model: PreTrainedModel, batch: Batch, training: bool) -> Callable[[], float]:
+    """A function that runs a model once and returns the seconds that it took."""
     arguments = inputs_of(batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0) if training else None
-    timer = Timer(
-        stmt="step(model, batch, optimizer)" if training else "model(**arguments)",
-        globals={
-            "step": training_step,
-            "model": model,
-            "batch": batch,
-            "arguments": arguments,
-            "optimizer": optimizer,
-        },
-        num_threads=torch.get_num_threads(),
-    )
-    with evaluating(model), torch.set_grad_enabled(training):
-        one_run = timer.timeit(1).median  # warms up: it runs twice before it starts the clock
-        measured = timer.blocked_autorange(min_run_time=max(seconds, _FEWEST_RUNS * one_run))
-    return Latency(measured.median, measured.iqr, len(measured.times) * measured.number_per_run)
+
+    def wait() -> None:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+
+    def run() -> float:
+        wait()
+        started = time.perf_counter()
+        if training:
+            training_step(model, batch, optimizer)
+        else:
+            model(**arguments)
+        wait()
+        return time.perf_counter() - started
+
+    return run

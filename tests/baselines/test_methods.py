@@ -127,7 +127,7 @@ def test_calibrated_methods(method):
     ids = torch.randint(2, 90, (6, 8, 20), generator=torch.Generator().manual_seed(0))
     calibration = [{"input_ids": batch, "labels": batch} for batch in ids]
     config = FusionConfig(width=0.25, multiple_of=4)
-    small, plain = (reduce_model(model, config, name, calibration) for name in (method, "fusion"))
+    small, plain = (reduce_model(model, config, name, calibration=calibration) for name in (method, "fusion"))
     assert model_size(small).parameters == model_size(plain).parameters
     errors = [output_error(model, other, calibration).mean for other in (small, plain)]
     assert errors[0] < errors[1]
@@ -138,7 +138,7 @@ def test_calibrated_methods(method):
 
 def test_a_search_for_widths_needs_a_share():
     with pytest.raises(FusionConfigError, match="write a share"):
-        reduce_model(tiny_model("gpt2"), FusionConfig(width=16), "fusion_auto", [{}])
+        reduce_model(tiny_model("gpt2"), FusionConfig(width=16), "fusion_auto", calibration=[{}])
 
 
 def test_unknown_methods_and_fused_models_are_refused():

@@ -12,11 +12,11 @@ from hf_mlp_fusion.comparison import compare, load_subject, markdown_table, read
 from hf_mlp_fusion.comparison.results import RESULTS_NAME, add_row
 from hf_mlp_fusion.comparison.row import Row
 from hf_mlp_fusion.errors import DataError
-from hf_mlp_fusion.measure import latency
+from hf_mlp_fusion.measure import latencies
 
 MODULE = sys.modules[compare.__module__]  # the package gives the function the module's name
 CONFIG = FusionConfig(width=16)
-METHODS = ["fusion", "prune", "layer_drop"]
+METHODS = ["fusion", "fusion_calibrated", "prune", "layer_drop"]
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +39,13 @@ def quick(monkeypatch):
     """Latency is timed for five runs, no longer."""
     monkeypatch.setattr(
         MODULE,
-        "latency",
-        lambda model, batch, training: latency(model, batch, training=training, seconds=0.0),
+        "latencies",
+        lambda models, batch, training: latencies(models, batch, training=training, seconds=0.0),
     )
 
 
 def subject(folder, family="gpt2", **kwargs):
-    return load_subject(folder(family), tiny_texts(40), samples=4, **kwargs)
+    return load_subject(folder(family), tiny_texts(80), samples=4, **kwargs)
 
 
 @pytest.mark.parametrize("family", ["roberta", "gpt2", "switch_transformers"])
@@ -53,15 +53,19 @@ def test_every_method_gets_a_row(folder, family, tmp_path):
     rows = list(compare(subject(folder, family), CONFIG, METHODS, tmp_path))
     assert [row.method for row in rows] == ["original", *METHODS]
     assert read_rows(tmp_path) == rows
-    original, fusion, prune, dropped = rows
+    original, fusion, calibrated, prune, dropped = rows
     assert fusion.parameters == prune.parameters < original.parameters
     assert set(fusion.output_errors) == set(fusion.ntk_errors) == set(fusion.clusters)
     assert fusion.output_error > 0
     assert fusion.ntk_error > 0
     assert all(sum(sizes) == 64 for sizes in fusion.clusters.values())
     assert prune.clusters == {}
+    if family == "gpt2":  # whose calibration has more tokens than units
+        assert calibrated.output_error < fusion.output_error
     assert fusion.loss > 0
     assert fusion.forward.median > 0
+    assert 0.1 < fusion.training.speedup < 10
+    assert original.forward.speedup is None
     assert fusion.training.flops > 2 * fusion.forward.flops
     assert fusion.forward.flops < original.forward.flops
     if family == "switch_transformers":
@@ -77,11 +81,11 @@ def test_it_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     done = []
     usual = MODULE.reduce_model
 
-    def interrupted(model, config, method, calibration):
+    def interrupted(model, config, method, **kwargs):
         if method == "svd":
             raise KeyboardInterrupt
         done.append(method)
-        return usual(model, config, method, calibration)
+        return usual(model, config, method, **kwargs)
 
     monkeypatch.setattr(MODULE, "reduce_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -98,7 +102,7 @@ def test_it_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
 
 
 def test_another_recipe_model_or_text_is_another_comparison(folder, tmp_path):
-    def comparison(config=CONFIG, family="gpt2", texts=40, **kwargs):
+    def comparison(config=CONFIG, family="gpt2", texts=80, **kwargs):
         loaded = load_subject(folder(family), tiny_texts(texts), samples=4, **kwargs)
         return next(compare(loaded, config, [], tmp_path)).comparison
 
@@ -106,7 +110,7 @@ def test_another_recipe_model_or_text_is_another_comparison(folder, tmp_path):
         comparison(),
         comparison(FusionConfig(width=32)),
         comparison(family="roberta"),
-        comparison(texts=41),
+        comparison(texts=81),
         comparison(seed=1),
     ]
     assert len(set(ids)) == 5

@@ -38,8 +38,8 @@ def row(method, **values):
         "parameters": 1_234_567,
         "ffn_parameters": 1_000_000,
         "bytes": 4_938_268,
-        "forward": Costs(0.01, 0.001, 10**9, 10**7),
-        "training": Costs(0.03, 0.002, 3 * 10**9, None),
+        "forward": Costs(0.01, 0.001, 10**9, 10**7, 1.5),
+        "training": Costs(0.03, 0.002, 3 * 10**9, None, None),
     }
     return Row(f"key-{method}", "one", ABOUT, method, **(defaults | values))
 
@@ -68,7 +68,9 @@ def test_report_writes_table_pictures_and_page(folder):
     assert [item.method for item in rows] == ["original", "fusion", "svd", "layer_drop"]
     text = (folder / "comparison.md").read_text()
     assert text.startswith("```\nhf-mlp-fusion compare a-model\n```")
-    assert "| fusion | 1,234,567 | 0.400 | 0.600 | 0.037 | 0.990 | 0.980 | 1.5 | 10 ± 1 | 30 ± 2 | 1.0 |" in text
+    assert (
+        "| fusion | 1,234,567 | 0.400 | 0.600 | 0.037 | 0.990 | 0.980 | 1.5 | 10 ± 1 | 1.50 × | 30 ± 2 | 1.0 |" in text
+    )
     assert "every second layer was refused: it cannot <do> this" in text
     assert len(json.loads((folder / "comparison.json").read_text())) == 4
     names = {path.name for path in (folder / "pictures").iterdir()}
