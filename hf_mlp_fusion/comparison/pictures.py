@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..measure import NTK
 from .row import Row
@@ -31,7 +31,7 @@ def draw_errors(rows: Sequence[Row], *, kernel: bool) -> Figure:
         rows: Rows with errors by FFN.
         kernel: Draw the error of the NTK instead of the output's.
     """
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
     names: list[str] = []
     for index, row in enumerate(rows):
@@ -40,14 +40,15 @@ def draw_errors(rows: Sequence[Row], *, kernel: bool) -> Figure:
         places = [names.index(name) for name in errors]
         axes.plot(places, list(errors.values()), marker="o", ms=4, color=_COLOURS[index % 10], label=title(row.method))
     axes.set_yscale("log")
-    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks(
         range(len(names)), names, rotation=90 if len(names) > 12 else 30, fontsize=6 if len(names) > 12 else 8
     )
     axes.set_ylabel("relative error of the Adam NTK" if kernel else "relative output error")
-    axes.grid(axis="y", which="both", alpha=0.25)
-    axes.legend(fontsize=7, ncols=2, framealpha=0.9)
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=7.5, frameon=False)
     return figure
 
 

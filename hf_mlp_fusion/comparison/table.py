@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +15,7 @@ from .row import Costs, Row
 __all__ = ["columns", "describe", "latest_comparison", "markdown_table", "print_table", "title"]
 
 _QUALITY = ("output error", "hidden state", "NTK error", "NTK cosine", "NTK size", "loss", "perplexity")
+_COSTS = ("parameters", "seconds", "forward, ms", "forward, faster", "step, ms", "step, faster")
 
 _TITLES = {
     "original": "original",
@@ -64,8 +66,8 @@ def columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
         "seconds": lambda row: None if row.seconds is None else f"{row.seconds:.1f}",
         "forward, ms": lambda row: _milliseconds(row.forward),
         "forward, faster": lambda row: _times(row.forward),
-        "training step, ms": lambda row: _milliseconds(row.training),
-        "training step, faster": lambda row: _times(row.training),
+        "step, ms": lambda row: _milliseconds(row.training),
+        "step, faster": lambda row: _times(row.training),
         "forward, GFLOP": lambda row: row.forward and f"{row.forward.flops / 1e9:.1f}",
     }
     filled = {header: get for header, get in candidates.items() if any(get(row) for row in rows)}
@@ -121,12 +123,12 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         console: Where to.
     """
     shown = columns(rows)
-    for part, caption in ((_QUALITY, "against the original"), (tuple(shown.keys() - set(_QUALITY)), "costs")):
-        table = Table(title=f"{rows[0].about['model']} ({rows[0].about['class']}): {caption}")
+    for part, caption in ((_QUALITY, "errors against the original"), (_COSTS, "costs")):
+        table = Table(title=f"{rows[0].about['model']}: {caption}", box=SIMPLE_HEAD, collapse_padding=True)
         table.add_column("method", no_wrap=True)
         chosen = {header: get for header, get in shown.items() if header in part}
         for header in chosen:
-            table.add_column(header, justify="right", no_wrap=header == "parameters")
+            table.add_column(header, justify="right", min_width=10 if header == "parameters" else None)
         for row in rows:
             if row.refused is None:
                 table.add_row(title(row.method), *(get(row) for get in chosen.values()))
