@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 
 # The quick tests: offline, a few minutes on two cores.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not real"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not real"
 
 # The tests on really trained small models; they need HF_MLP_FUSION_TEST_MODELS, or the models in ../shared/models.
 test-real: $(VENV)/installed

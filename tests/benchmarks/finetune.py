@@ -27,7 +27,7 @@ from hf_mlp_fusion import FusedMLP, FusionConfig, calibrate_ntk, fuse_model
 from hf_mlp_fusion.reduction import even_cluster_sizes
 
 LAYERS, WIDTH, EPOCHS, BATCH, LENGTH = "last:8", 0.25, 3, 32, 64
-RATES, SEEDS = (5e-5, 1e-4, 2e-4, 3e-4), (0, 1, 2)
+RATES, SEEDS = (5e-5, 1e-4), (0, 1, 2, 3, 4)
 
 
 def set_sizes(model: nn.Module, even: bool) -> None:
