@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,16 +83,19 @@ def ntk(
         passes = list(_passes(model, blocks, gradient_bytes, count))
         progress = transformers_logging.tqdm(total=len(passes) * count, desc="NTK", unit="gradient")
         for slices in passes:
-            rows = sample_gradients(model, samples, slices, progress.update)
-            column = 0
-            for item in slices:
-                part = rows[:, column : column + item.stop - item.start]
-                for columns in part.split(_COLUMNS, dim=1):
-                    parts[item.block] += (columns @ KERNELS[kernel](columns).T).double().cpu()
-                column += item.stop - item.start
-            del rows, part
+            _add(parts, sample_gradients(model, samples, slices, progress.update), slices, KERNELS[kernel])
         progress.close()
     return NTK(kernel, parts)
+
+
+def _add(parts: dict[str, Tensor], rows: Tensor, slices: Sequence[Slice], update: Callable[[Tensor], Tensor]) -> None:
+    """Adds what the gradients of some slices contribute to the kernel; nothing holds them when it returns."""
+    column = 0
+    for item in slices:
+        part = rows[:, column : column + item.stop - item.start]
+        for columns in part.split(_COLUMNS, dim=1):
+            parts[item.block] += (columns @ update(columns).T).double().cpu()
+        column += item.stop - item.start
 
 
 def _blocks(model: PreTrainedModel, parameters: Mapping[str, list[str]] | list[str] | None) -> dict[str, list[str]]:
