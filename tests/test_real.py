@@ -135,7 +135,7 @@ def test_calibrated_fusion_keeps_the_targets(real_model_path):
     assert ntk_error(model, fused, held).total.relative < 0.03
 
     calibration, held_texts = split_texts(read_texts(data / "mrpc" / "train.parquet"), 0.5)
-    for name, layers, most in (("gpt2-mini", "last:8", 0.54), ("switch-mini", "all", 0.013)):
+    for name, layers, most in (("gpt2-mini", "last:8", 0.53), ("switch-mini", "all", 0.013)):
         tokenizer = transformers.AutoTokenizer.from_pretrained(real_model_path(name))
         model = load(name, real_model_path(name))
         config = FusionConfig(layers=layers, ntk="none")
