@@ -5,7 +5,9 @@
 - `PreTrainedModel.post_init`, which a model's `__init__` calls when its modules exist (`modeling.py`);
 - `PreTrainedModel.initialize_weights` and `transformers.initialization` (`modeling.py`);
 - `nn.Module._load_from_state_dict` of torch (`modules.py`);
-- `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`registration.py`).
+- `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`registration.py`);
+- the `MODEL_FOR_*_MAPPING_NAMES` of `transformers.models.auto.modeling_auto` (`objectives.py`);
+- `transformers.utils.hub.cached_file` and its `_raise_exceptions_for_missing_entries` (`headers.py`, `modeling.py`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,7 @@ from .fuse import fuse_model
 from .measure import Latency, OutputError, latency, output_error
 from .report import FusionReport
 
-__all__ = ["PAIRS", "DemoResult", "embed", "run_demo"]
+__all__ = ["PAIRS", "DemoResult", "calibration_sentences", "embed", "run_demo"]
 
 PAIRS = (
     ("A man is playing the guitar on stage.", "Somebody performs music in front of people."),
@@ -52,18 +54,33 @@ class DemoResult:
     similarities: list[tuple[float, float]]
 
 
-def run_demo(name_or_path: str, config: FusionConfig, out: Path) -> DemoResult:
+def calibration_sentences(count: int = 512) -> list[str]:
+    """English sentences that every Python installation brings: those of its help topics.
+
+    Args:
+        count: How many.
+    """
+    from pydoc_data import topics
+
+    prose = re.sub(r"\s+", " ", " ".join(text for _, text in sorted(topics.topics.items())))
+    sentences = [part.strip() for part in re.findall(r"[A-Z][^.:;|*`]{40,200}\.", prose)]
+    return sorted(set(sentences), key=lambda sentence: hashlib.blake2b(sentence.encode()).digest())[:count]
+
+
+def run_demo(name_or_path: str, config: FusionConfig, out: Path, *, calibrated: bool = True) -> DemoResult:
     """Fuses a model into a folder and compares.
 
     Args:
         name_or_path: Folder or Hub id of a text model.
         config: The recipe.
         out: Folder to write; a model folder there is replaced.
+        calibrated: Calibrate on sentences of Python's documentation; without, fusion sees no data.
     """
     model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
     sentences = [sentence for pair in PAIRS for sentence in pair]
     batch = tokenize(name_or_path, sentences)
-    fused = fuse_model(model, config)
+    calibration = calibration_sentences() if calibrated else None
+    fused = fuse_model(model, config, calibration=calibration, tokenizer=AutoTokenizer.from_pretrained(name_or_path))
     with output_folder(out, overwrite=True) as folder:
         carry_side_files(name_or_path, folder)
         fused.save_pretrained(folder)

@@ -40,6 +40,15 @@ def test_tokenizer_mapping():
     assert TOKENIZER_MAPPING.get(transformers.BertConfig, None) is transformers.BertTokenizer
 
 
+def test_model_class_names_by_task():
+    from transformers.models.auto import modeling_auto
+
+    assert "GPT2LMHeadModel" in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    assert "BertForMaskedLM" in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    names = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
+    assert "SwitchTransformersForConditionalGeneration" in names
+
+
 def test_cached_file_may_miss():
     from transformers.utils.hub import cached_file
 

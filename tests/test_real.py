@@ -111,3 +111,34 @@ def test_sentence_transformers_load_fused_folders(case):
     assert type(SentenceTransformer(str(out), device="cpu")[0].auto_model).__name__ == "FusedBertModel"
     # The pair that means the same stays nearer than the pair that does not.
     assert after[0] @ after[1] > after[0] @ after[2]
+
+
+@pytest.mark.real
+def test_calibrated_fusion_keeps_the_targets(real_model_path):
+    """One recipe, the default one: output and kernel of RoBERTa, loss of GPT-2 and of Switch, on texts not seen."""
+    data = real_model_path("roberta-mini").parents[1] / "data"
+    if not data.is_dir():
+        pytest.skip(f"{data} is not there: the texts of this test lie beside the models")
+    from hf_mlp_fusion.data import read_texts, split_texts
+    from hf_mlp_fusion.measure import language_loss, ntk_error, output_error
+    from hf_mlp_fusion.objectives import make_batches
+
+    sentences = read_texts(data / "sst2" / "train.parquet")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(real_model_path("roberta-mini"))
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        real_model_path("roberta-mini"), dtype=torch.float32
+    )
+    fused = fuse_model(model, FusionConfig(layers="last:8"), calibration=sentences[:512], tokenizer=tokenizer)
+    held = make_batches(model, tokenizer, sentences[600:], samples=48)
+    assert output_error(model, fused, held).mean < 0.20
+    assert ntk_error(model, fused, held).total.relative < 0.03
+
+    calibration, held_texts = split_texts(read_texts(data / "mrpc" / "train.parquet"), 0.5)
+    for name, layers, most in (("gpt2-mini", "last:8", 0.53), ("switch-mini", "all", 0.013)):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(real_model_path(name))
+        model = load(name, real_model_path(name))
+        config = FusionConfig(layers=layers, ntk="none")
+        fused = fuse_model(model, config, calibration=calibration, tokenizer=tokenizer)
+        held = make_batches(model, tokenizer, held_texts, samples=96)
+        assert language_loss(fused, held).loss < language_loss(model, held).loss + most, name

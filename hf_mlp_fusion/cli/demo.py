@@ -28,6 +28,9 @@ def demo(
     ] = None,
     width: Annotated[str, typer.Option(help="As in `fuse`.")] = "0.25",
     layers: Annotated[str, typer.Option(help="As in `fuse`.")] = "last:4",
+    data_free: Annotated[
+        bool, typer.Option("--data-free", help="Do not calibrate (on sentences of Python's documentation).")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder to write; a model folder there is replaced.")] = Path(
         "demo-output"
     ),
@@ -43,7 +46,7 @@ def demo(
         from ..minilm import minilm_folder
 
         model = str(minilm_folder())
-    result = run_demo(model, config, out)
+    result = run_demo(model, config, out, calibrated=not data_free)
     if as_json:
         typer.echo(json.dumps(asdict(result), indent=2))
     else:
