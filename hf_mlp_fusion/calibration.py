@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from .data import Batch, load_tokenizer, read_texts
 from .errors import DataError
@@ -126,10 +127,10 @@ def collect_moments(
         for hook in _watch(ffn, sums[ffn.name], running, None if units is None else units[ffn.name])
     ]
     hooks.append(_holder(model, ffns).register_forward_hook(_stop))
-    experts = any(ffn.expert is not None for ffn in ffns)
+    rows = list(unpadded(batches)) if any(ffn.expert is not None for ffn in ffns) else batches
     try:
         with evaluating(model):
-            for batch in unpadded(batches) if experts else batches:
+            for batch in transformers_logging.tqdm(rows, desc="Calibrating", unit="batch", leave=False):
                 running["batch"] = on_device(batch, model)
                 try:
                     model(**inputs_of(running["batch"]))

@@ -72,6 +72,46 @@ def test_fuse_and_inspect(cli, stock, tmp_path):
     assert json.loads(shown) == json.loads(fused.fusion_report.to_json())
 
 
+def test_fuse_calibrated(cli, stock, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(["hello", "hello hello", "hello hello hello"] * 20))
+    code, out, err = cli("fuse", stock, tmp_path / "fused", "--width", "16", "--texts", tmp_path / "texts.txt")
+    assert code == 0, err
+    assert "obs+output" in out
+    assert "how" in out
+    section = transformers.AutoConfig.from_pretrained(tmp_path / "fused").mlp_fusion
+    assert section["recipe"]["selection"] == "obs"
+    assert len(section["ffns"]["encoder.layer.0"]["scales"]) == 2
+
+
+def test_fuse_sampled(cli, tmp_path):
+    tiny_model("gpt2").save_pretrained(tmp_path / "stock")
+    code, out, err = cli("fuse", tmp_path / "stock", tmp_path / "fused", "--width", "16", "--sampled", "--json")
+    assert code == 0, err
+    assert {ffn["method"] for ffn in json.loads(out)["ffns"]} == {"obs+output"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--texts", "nowhere.txt"], "nowhere.txt"),
+        (["--texts", "a.txt", "--sampled"], "give one of --texts FILE, --dataset NAME and --sampled"),
+        (
+            ["--selection", "obs"],
+            "selection='obs' needs calibration data: pass calibration= (on the command line --texts)",
+        ),
+        (["--width", "auto:0.25"], "pass calibration="),
+        (["--refit", "all"], "refit must be one of 'auto', 'none', 'bias', 'output'"),
+        (["--ntk", "yes"], "ntk must be one of 'auto', 'none', 'match'"),
+    ],
+)
+def test_calibration_errors_are_one_line(cli, stock, tmp_path, options, message):
+    code, out, err = cli("fuse", stock, tmp_path / "fused", *options)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert err.strip().splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "fused").exists()
+
+
 def test_json_is_the_only_output(cli, stock, tmp_path):
     code, out, err = cli("fuse", stock, tmp_path / "fused", "--width", "8", "--json")
     assert code == 0

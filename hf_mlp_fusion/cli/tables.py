@@ -24,9 +24,12 @@ def print_report(report: FusionReport, console: Console) -> None:
     """
     table = Table(title=f"Fused {report.source.get('name_or_path') or report.source.get('architecture')}")
     table.add_column("FFN", overflow="fold")
-    for header in ("units", "inertia lost", "largest cluster", "singletons", "seconds"):
-        table.add_column(header, justify="right", no_wrap=header == "units")
+    calibrated = any(ffn.tokens for ffn in report.ffns)
+    headers = ["units", "inertia lost", "largest cluster", "singletons", "seconds"]
+    for header in headers + (["how", "error left"] if calibrated else []):
+        table.add_column(header, justify="right", no_wrap=header in ("units", "how"))
     for ffn in report.ffns:
+        error = "–" if ffn.calibration_error is None else f"{ffn.calibration_error:.3f}"
         table.add_row(
             ffn.name,
             f"{ffn.original_width} → {ffn.width}",
@@ -34,6 +37,7 @@ def print_report(report: FusionReport, console: Console) -> None:
             "–" if ffn.largest_cluster is None else str(ffn.largest_cluster),
             "–" if ffn.singletons is None else str(ffn.singletons),
             f"{ffn.seconds:.2f}",
+            *([ffn.method, error] if calibrated else []),
         )
     console.print(table)
     reasons: dict[str, list[str]] = {}
