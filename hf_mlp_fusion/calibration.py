@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from .data import Batch, load_tokenizer, read_texts
+from .data import Batch, load_tokenizer, read_texts, text_column
 from .errors import DataError
 from .ffn import FFN
 from .measure.running import evaluating, inputs_of, on_device, token_mask, unpadded
@@ -50,11 +50,7 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
     if isinstance(calibration, str | Path):
         calibration = read_texts(calibration)
     elif hasattr(calibration, "column_names"):  # a `datasets.Dataset`; the library need not be imported to tell
-        names = calibration.column_names
-        column = next((name for name in ("text", "sentence", "sentence1", "content") if name in names), None)
-        if column is None:
-            raise DataError(f"the data set has no column of texts; rename one of {', '.join(names)} to 'text'")
-        calibration = calibration[column]
+        calibration = calibration[text_column(calibration.column_names)]
     items = list(calibration)
     if not items:
         raise DataError("calibration is empty: give texts or batches of model inputs")

@@ -21,6 +21,7 @@ __all__ = [
     "read_texts",
     "special_tokens",
     "split_texts",
+    "text_column",
     "token_rows",
     "token_windows",
 ]
@@ -77,13 +78,25 @@ def _column(source: str | Path, path: Path, column: str | None, split: str) -> S
                 table = load_dataset(name, config or None, split=split)
         except Exception as error:  # `datasets` raises a dozen kinds
             raise DataError(f"no texts could be read from {source}: {str(error).splitlines()[0]:.200}") from error
-        if column is None:
-            column = next((name for name in _COLUMNS if name in table.column_names), None)
-        if column not in table.column_names:
-            listed = ", ".join(table.column_names)
-            wanted = f"column {column!r}" if column else "column of texts"
-            raise DataError(f"{source} has no {wanted}; name one of its columns: {listed}")
-        return list(table[column])
+        return list(table[text_column(table.column_names, column, source)])
+
+
+def text_column(names: Sequence[str], wanted: str | None = None, source: object = "the data set") -> str:
+    """Chooses the column of texts.
+
+    Args:
+        names: The columns that there are.
+        wanted: The column to take; if not given, the first of `text`, `sentence`, `sentence1`, `content`.
+        source: What has these columns, for the message.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    column = wanted or next((name for name in _COLUMNS if name in names), None)
+    if column is None or column not in names:
+        missing = f"column {column!r}" if column else "column of texts"
+        raise DataError(f"{source} has no {missing}; name one of its columns: {', '.join(names)}")
+    return column
 
 
 def load_tokenizer(name_or_path: str) -> Any:

@@ -13,28 +13,24 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from hf_mlp_fusion.ffn import find_ffns
+
 # Tiny tensors: threads would only wait for each other.
 torch.set_num_threads(1)
 
 REAL_MODELS = Path(os.environ.get("HF_MLP_FUSION_TEST_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 
+_BERT_SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+}
 TINY_CONFIGS = {
-    "bert": transformers.BertConfig(
-        vocab_size=99,
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=40,
-    ),
-    "roberta": transformers.RobertaConfig(
-        vocab_size=99,
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=40,
-    ),
+    "bert": transformers.BertConfig(**_BERT_SIZES),
+    "roberta": transformers.RobertaConfig(**_BERT_SIZES),
     "gpt2": transformers.GPT2Config(
         vocab_size=99,
         n_embd=16,
@@ -93,6 +89,17 @@ def model_inputs(model: PreTrainedModel, batch: int = 2, length: int = 9) -> dic
     if model.config.is_encoder_decoder and "EncoderModel" not in type(model).__name__:
         return {"input_ids": ids, "decoder_input_ids": ids[:, :5]}
     return {"input_ids": ids}
+
+
+@torch.no_grad()
+def repeat_units(model: PreTrainedModel, times: int) -> None:
+    """Makes the units of each FFN copies of its first ones, `times` of each."""
+    for ffn in find_ffns(model):
+        weights = ffn.read()  # views of the model's own weights
+        distinct = weights.width // times
+        for part in (weights.up, weights.up_bias, weights.down.T):
+            if part is not None:
+                part.copy_(part[:distinct].repeat(times, *[1] * (part.dim() - 1)))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import warnings
 import pytest
 import torch
 import transformers
-from conftest import TINY_CONFIGS, TINY_HEADS, first_output, model_inputs, tiny_model
+from conftest import TINY_CONFIGS, TINY_HEADS, first_output, model_inputs, repeat_units, tiny_model
 
 from hf_mlp_fusion import (
     FusedMLP,
@@ -36,17 +36,6 @@ HEADS = [(family, head) for family in FAMILIES for head in heads(family)]
 
 def fused_ffns(model):
     return [module for module in model.modules() if isinstance(module, FusedMLP)]
-
-
-@torch.no_grad()
-def repeat_units(model, times):
-    """Makes the units of each FFN copies of its first ones, `times` of each."""
-    for ffn in find_ffns(model):
-        weights = ffn.read()  # views of the model's own weights
-        distinct = weights.width // times
-        for part in (weights.up, weights.up_bias, weights.down.T):
-            if part is not None:
-                part.copy_(part[:distinct].repeat(times, *[1] * (part.dim() - 1)))
 
 
 @pytest.mark.parametrize(("family", "head"), HEADS, ids=[head.__name__ for _, head in HEADS])

@@ -23,9 +23,9 @@ def print_report(report: FusionReport, console: Console) -> None:
         console: Where to.
     """
     table = Table(title=f"Fused {report.source.get('name_or_path') or report.source.get('architecture')}")
-    table.add_column("FFN", overflow="fold")
+    table.add_column("FFN", no_wrap=True)
     calibrated = any(ffn.tokens for ffn in report.ffns)
-    headers = ["units", "inertia lost", "largest cluster", "singletons", "seconds"]
+    headers = ["units", "inertia lost", "largest cluster", "seconds"]
     for header in headers + (["how", "error left"] if calibrated else []):
         table.add_column(header, justify="right", no_wrap=header in ("units", "how"))
     for ffn in report.ffns:
@@ -35,7 +35,6 @@ def print_report(report: FusionReport, console: Console) -> None:
             f"{ffn.original_width} → {ffn.width}",
             "–" if ffn.inertia_share is None else f"{ffn.inertia_share:.1%}",
             "–" if ffn.largest_cluster is None else str(ffn.largest_cluster),
-            "–" if ffn.singletons is None else str(ffn.singletons),
             f"{ffn.seconds:.2f}",
             *([ffn.method, error] if calibrated else []),
         )

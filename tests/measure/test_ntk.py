@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 import transformers
-from conftest import tiny_model
+from conftest import repeat_units, tiny_model
 from tiny_text import tiny_texts, tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
@@ -112,16 +112,6 @@ def test_the_model_is_left_as_it_was():
 
 
 @torch.no_grad()
-def duplicate_units(model, times):
-    for ffn in find_ffns(model):
-        weights = ffn.read()  # views of the model's own weights
-        distinct = weights.width // times
-        for part in (weights.up, weights.up_bias, weights.down.T):
-            if part is not None:
-                part.copy_(part[:distinct].repeat(times, *[1] * (part.dim() - 1)))
-
-
-@torch.no_grad()
 def fold(fused):
     """Multiplies P into the down projections and sets it to 1: the same outputs, other weights."""
     folded = copy.deepcopy(fused)
@@ -136,7 +126,7 @@ def fold(fused):
 def test_duplicated_units_keep_the_adam_kernel_and_folding_loses_it(family):
     """The paper's point: the outputs are the same, but only with P apart does Adam train alike."""
     model = tiny_model(family).double()
-    duplicate_units(model, 4)
+    repeat_units(model, 4)
     fused = fuse_model(model, FusionConfig(width=16, targets="all"))
     folded = fold(fused)
     batches = batches_for(model, family)
