@@ -23,11 +23,10 @@ def print_report(report: FusionReport, console: Console) -> None:
         console: Where to.
     """
     table = Table(title=f"Fused {report.source.get('name_or_path') or report.source.get('architecture')}")
-    table.add_column("FFN", no_wrap=True)
+    table.add_column("FFN", overflow="fold")  # the only column that gives way on a narrow terminal
     calibrated = any(ffn.tokens for ffn in report.ffns)
-    headers = ["units", "inertia lost", "largest cluster", "seconds"]
-    for header in headers + (["how", "error left"] if calibrated else []):
-        table.add_column(header, justify="right", no_wrap=header in ("units", "how"))
+    for header in ["units", "inertia\nlost", "largest\ncluster", *(["how", "error\nleft"] if calibrated else [])]:
+        table.add_column(header, justify="right", no_wrap=True)
     for ffn in report.ffns:
         error = "–" if ffn.calibration_error is None else f"{ffn.calibration_error:.3f}"
         table.add_row(
@@ -35,7 +34,6 @@ def print_report(report: FusionReport, console: Console) -> None:
             f"{ffn.original_width} → {ffn.width}",
             "–" if ffn.inertia_share is None else f"{ffn.inertia_share:.1%}",
             "–" if ffn.largest_cluster is None else str(ffn.largest_cluster),
-            f"{ffn.seconds:.2f}",
             *([ffn.method, error] if calibrated else []),
         )
     console.print(table)
