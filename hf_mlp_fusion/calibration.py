@@ -55,7 +55,8 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
     if not items:
         raise DataError("calibration is empty: give texts or batches of model inputs")
     if isinstance(items[0], Mapping):
-        return [{name: torch.as_tensor(value) for name, value in item.items()} for item in items]
+        given = ({name: torch.as_tensor(value) for name, value in item.items()} for item in items)
+        return [_with_decoder_inputs(model, batch) for batch in given]
     if not all(isinstance(item, str) for item in items):
         raise DataError(
             f"calibration holds {type(items[0]).__name__}: give texts or batches (mappings) of model inputs"
@@ -67,6 +68,18 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
     if objective_of(model) not in LANGUAGE_OBJECTIVES:  # a row a text: those of like length together pad least
         items = sorted(items[:SAMPLES], key=len)
     return make_batches(model, tokenizer, items, samples=SAMPLES, batch_size=16)
+
+
+def _with_decoder_inputs(model: PreTrainedModel, batch: Batch) -> Batch:
+    """Gives a batch of labels alone what the decoder would see: the labels, one to the right."""
+    if not model.config.is_encoder_decoder or "decoder_input_ids" in batch or "labels" not in batch:
+        return batch
+    labels = batch["labels"]
+    start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
+    shifted = torch.cat([start, labels[:, :-1]], dim=1)
+    counted = shifted != -100
+    ids = shifted.masked_fill(~counted, model.config.pad_token_id or 0)
+    return batch | {"decoder_input_ids": ids, "decoder_attention_mask": counted.long()}
 
 
 def first_rows(model: PreTrainedModel, batches: Sequence[Batch], rows: int = NTK_SAMPLES) -> list[Batch]:

@@ -267,6 +267,16 @@ def test_the_tokenizer_beside_the_model_is_found(tokenizer, tmp_path):
     assert fuse_model(model, FusionConfig(width=16), calibration=TEXTS).fusion_report.ffns[0].method == "obs+output"
 
 
+def test_labels_alone_feed_the_decoder():
+    """As a data collator for sequence-to-sequence models gives them."""
+    model = tiny_model("switch_transformers")
+    labels = torch.tensor([[5, 6, 7, -100], [8, 9, 10, 11]])
+    (batch,) = calibration_batches(model, [{"input_ids": torch.arange(2, 12).view(2, 5), "labels": labels}])
+    assert batch["decoder_input_ids"].tolist() == [[0, 5, 6, 7], [0, 8, 9, 10]]
+    assert torch.equal(batch["decoder_input_ids"], model._shift_right(labels))
+    assert fuse_model(model, FusionConfig(width=16), calibration=[batch]).fusion_report.ffns[-1].tokens > 0
+
+
 @pytest.mark.parametrize(
     ("calibration", "mend"),
     [([], "calibration is empty"), ([3], "holds int: give texts or batches"), (TEXTS, "pass tokenizer=")],
