@@ -38,8 +38,8 @@ def sample_batches(model: PreTrainedModel, rows: int = 128, *, seed: int = 0) ->
     objective = objective_of(model)
     if objective not in ("causal", "masked"):
         raise DataError(
-            f"{type(model).__name__} writes no text to be calibrated on: give texts, or fuse the model with its "
-            "language-model head"
+            f"{type(model).__name__} writes no text to be calibrated on (causal and masked language models with their "
+            "head do): give texts"
         )
     length = longest_row(model, _LENGTH)
     batches: list[Batch] = []
