@@ -10,14 +10,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from .atomic import output_folder
 from .config import FusionConfig
+from .data import load_tokenizer
 from .folders import carry_side_files
 from .fuse import fuse_model
 from .measure import Latency, OutputError, latency, output_error
@@ -78,9 +80,10 @@ def run_demo(name_or_path: str, config: FusionConfig, out: Path, *, calibrated: 
     """
     model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
     sentences = [sentence for pair in PAIRS for sentence in pair]
-    batch = tokenize(name_or_path, sentences)
+    tokenizer = load_tokenizer(name_or_path)
+    batch = tokenize(tokenizer, sentences)
     calibration = calibration_sentences() if calibrated else None
-    fused = fuse_model(model, config, calibration=calibration, tokenizer=AutoTokenizer.from_pretrained(name_or_path))
+    fused = fuse_model(model, config, calibration=calibration, tokenizer=tokenizer)
     with output_folder(out, overwrite=True) as folder:
         carry_side_files(name_or_path, folder)
         fused.save_pretrained(folder)
@@ -94,9 +97,8 @@ def run_demo(name_or_path: str, config: FusionConfig, out: Path, *, calibrated: 
     )
 
 
-def tokenize(name_or_path: str, sentences: Sequence[str]) -> dict[str, Tensor]:
+def tokenize(tokenizer: Any, sentences: Sequence[str]) -> dict[str, Tensor]:
     """Tokenizes sentences into one padded batch."""
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     encoded = tokenizer(list(sentences), padding=True, return_tensors="pt")

@@ -62,7 +62,7 @@ def fuse_model(
     batches = None if calibration is None else calibration_batches(model, calibration, tokenizer)
 
     def prepare(working: PreTrainedModel, todo: Sequence[tuple[FFN, int]], config: FusionConfig) -> LayerReducer:
-        return LayerFuser(working, todo, config, batches)
+        return LayerFuser(working, todo, config, None if config.refit == "none" else batches)
 
     method = Method("fusion", "fused", prepare)
     if config.ntk == "none" or batches is None:

@@ -37,7 +37,7 @@ class LayerFuser:
         model: The model. Between two calls, the FFNs of the last one are replaced by what it returned.
         todo: All FFNs to fuse, each with the units to keep.
         config: The recipe, its `selection` and `refit` resolved.
-        batches: Calibration data, where the recipe has a use for them.
+        batches: Calibration data, where the recipe refits.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class LayerFuser:
         for ffn, _ in self.todo:
             if ffn.name not in self._moments:
                 self._collect(ffn, batches)
-            moments = self._moments.pop(ffn.name)
+            moments = self._moments[ffn.name]
             full.append(ffn.width)
             narrowest = min(step, ffn.width)
             if moments is None:
@@ -86,7 +86,8 @@ class LayerFuser:
                 rises.append(moments.count * obs_select(moments, narrowest)[1].cpu())
         found = allocate_widths(rises, full, round(share * sum(full)), step)
         self._widths = {ffn.name: width for (ffn, _), width in zip(self.todo, found, strict=True)}
-        self._moments = {}
+        if len(self._moments) < len(self.todo):  # of the last layers alone: what comes first needs its own again
+            self._moments = {}
 
     def _collect(self, first: FFN, batches: Sequence[Batch]) -> None:
         """Takes the moments of as many layers, from this one on, as may be held at once."""

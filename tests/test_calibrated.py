@@ -203,6 +203,17 @@ def test_matching_lowers_the_ntk_error():
     assert matched.fusion_report.recipe["ntk"] == "match"
 
 
+def test_matching_without_a_refit_leaves_the_fusion_alone():
+    """Calibration data that serve the kernels only must not move a bias."""
+    model = tiny_model("bert")
+    plain = fuse_model(model, FusionConfig(width=16))
+    config = FusionConfig(width=16, selection="clusters", refit="none", ntk="match")
+    matched = fuse_model(model, config, calibration=batches(model))
+    assert {(report.method, report.tokens) for report in matched.fusion_report.ffns} == {("clusters", 0)}
+    assert all("scales" in ffn for ffn in matched.config.mlp_fusion["ffns"].values())
+    torch.testing.assert_close(first_output(matched), first_output(plain), rtol=1e-4, atol=1e-5)
+
+
 def test_folded_scales_are_in_the_scaling_module():
     model = tiny_model("gpt2")
     fused = fuse_model(model, FusionConfig(width=16), calibration=batches(model))

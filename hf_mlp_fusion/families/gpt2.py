@@ -14,5 +14,4 @@ GPT2 = Family(
             down="c_proj",
         ),
     ),
-    width_fields=("n_inner",),
 )

@@ -42,12 +42,10 @@ class Family:
         model_type: The stock config's `model_type`.
         config_class: Name of the stock config class in `transformers`.
         ffns: The kinds of FFN it has.
-        width_fields: Config fields that hold FFN widths (for exports to stock classes).
         router: Regular expression for the parameter names of MoE routers, where the family has any.
     """
 
     model_type: str
     config_class: str
     ffns: tuple[FFNSpec, ...]
-    width_fields: tuple[str, ...] = ("intermediate_size",)
     router: str | None = None

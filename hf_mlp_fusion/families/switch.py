@@ -15,6 +15,5 @@ SWITCH = Family(
             down="wo",
         ),
     ),
-    width_fields=("d_ff",),
     router=r".*\.mlp\.router\..*",
 )
