@@ -1,0 +1,1 @@
+"""Benches: models fine-tuned after fusion and its rivals, several seeds each, one JSON line a run."""
