@@ -67,9 +67,9 @@ _SCORES = {
 class Glue(LocalMetric):
     """Accuracy; with F1 of class 1 for `mrpc` and `qqp`; instead, correlations for `cola` and `stsb`.
 
-    Matthews' correlation for `cola`, Pearson's and Spearman's for `stsb`. With a constant there is none: it counts as 0
-    here, so that a model that learned nothing has a score, where evaluate's own has 0 for Matthews' and nan for the
-    other two. Predictions that are nan or infinite correlate as nan.
+    Matthews' correlation for `cola`, Pearson's and Spearman's for `stsb`. A correlation with a constant counts as 0,
+    so that a model that learned nothing has a score (in evaluate's own, Matthews' is 0 and the others nan).
+    Predictions that are nan or infinite correlate as nan.
     """
 
     configs = tuple(_SCORES)
