@@ -19,8 +19,9 @@ PACKAGE = Path(hf_mlp_fusion.__file__).parent
 def test_import_is_light():
     """Registration alone must not import torch's users: no model code, no scikit-learn, no PEFT."""
     code = (
-        "import sys; from transformers import AutoConfig; before = set(sys.modules); import hf_mlp_fusion\n"
-        "heavy = 'accelerate datasets matplotlib peft scipy sklearn torch transformers.modeling_utils'.split()\n"
+        "import sys; from transformers import AutoConfig; before = set(sys.modules); import hf_mlp_fusion.metrics\n"
+        "heavy = 'accelerate datasets evaluate matplotlib nltk peft sacrebleu scipy sklearn torch'.split()\n"
+        "heavy += ['transformers.modeling_utils']\n"
         "heavy += [f'transformers.models.{m}.modeling_{m}' for m in 'bert roberta gpt2 switch_transformers'.split()]\n"
         "print(sorted(set(heavy) & (set(sys.modules) - before)))"
     )
