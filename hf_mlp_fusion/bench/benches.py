@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .glue import GLUE_BENCH
 from .train import History, Settings
+from .webnlg import WEBNLG_BENCH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,5 +53,5 @@ class Bench(Protocol):
         """Fine-tunes the model in place; returns metrics, `score` among them, on the rows `fold` and `reported`."""
 
 
-BENCHES: dict[str, Bench] = {bench.name: bench for bench in (GLUE_BENCH,)}
+BENCHES: dict[str, Bench] = {bench.name: bench for bench in (GLUE_BENCH, WEBNLG_BENCH)}
 """The benches by name."""

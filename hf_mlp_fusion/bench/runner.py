@@ -1,4 +1,4 @@
-"""Runs the jobs of a bench, in several processes where asked: makes a model smaller once, fine-tunes it at each rate."""
+"""Runs the jobs of a bench, in several processes where asked. A job reduces a model once, trains it at each rate."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ def _cells(lines: Sequence[Line]) -> list[Cell]:
             chosen = _chosen([line for line in lines if line.method == method and line.task == task])
             for metric in metrics if chosen else ():
                 column = task if metrics == ("score",) else metric
-                values = {line.seed: line.reported[_epoch(line)][metric] for line in chosen}
+                values = {line.seed: line.reported[_epoch(line)].get(metric, math.nan) for line in chosen}
+                if all(map(math.isnan, values.values())):  # METEOR, without WordNet
+                    continue
                 reached[method, column] = _Reached(values, chosen[0].rate, chosen[0].parameters)
                 for seed, value in values.items():
                     averages.setdefault(seed, []).append(value)

@@ -82,7 +82,7 @@ def fine_tune(
                 output_dir=folder,
                 num_train_epochs=settings.epochs,
                 per_device_train_batch_size=settings.batch_size,
-                per_device_eval_batch_size=256,
+                per_device_eval_batch_size=2 * settings.batch_size,
                 learning_rate=rate,
                 weight_decay=settings.weight_decay,
                 warmup_steps=0.06,

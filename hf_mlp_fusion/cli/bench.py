@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -17,9 +17,6 @@ from rich.table import Table
 from ..config import FusionConfig
 from ..errors import DataError, FusionConfigError
 from .fuse import parse_layers, parse_width
-
-if TYPE_CHECKING:
-    from ..bench.runner import Job
 
 __all__ = ["app"]
 
@@ -81,13 +78,40 @@ def glue(
 
     Stop with Ctrl-C when you like: the same command goes on from there.
     """
-    from ..bench.runner import Job
-    from ..bench.train import Settings
-
     recipe = FusionConfig(parse_width(width), parse_layers(layers), targets)
-    settings = Settings(epochs, batch_size, max_length, train_routers=train_routers)
-    job = Job("glue", model, data, "", "", 0, _numbers(rates), recipe, settings, limit, _command())
-    _run(job, _names(tasks), [*_names(methods), *_rivals(rival)], seeds, processes, out)
+    training = (epochs, batch_size, max_length, train_routers)
+    _run("glue", model, data, tasks, methods, rival, seeds, rates, recipe, training, limit, processes, out)
+    _show(out, as_json, as_markdown)
+
+
+@app.command()
+def webnlg(
+    model: _Model,
+    data: Annotated[
+        str, typer.Option(help="Folder with train.parquet, validation.parquet, test.parquet, or a Hub data set.")
+    ],
+    methods: _Methods = _METHODS,
+    rival: _Rival = None,
+    seeds: _Seeds = 3,
+    rates: _Rates = "3e-4,1e-3",
+    epochs: _Epochs = 5,
+    batch_size: _BatchSize = 32,
+    max_length: _MaxLength = 256,
+    width: _Width = str(_DEFAULTS.width),
+    layers: _Layers = str(_DEFAULTS.layers),
+    limit: _Limit = None,
+    processes: _Processes = 1,
+    out: _Out = Path("bench.jsonl"),
+    as_json: _Json = False,
+    as_markdown: _Markdown = False,
+) -> None:
+    """WebNLG (triples to text) on a causal language model: BLEU, METEOR and TER, on seen and unseen categories.
+
+    Stop with Ctrl-C when you like: the same command goes on from there.
+    """
+    recipe = FusionConfig(parse_width(width), parse_layers(layers))
+    training = (epochs, batch_size, max_length, False)
+    _run("webnlg", model, data, "webnlg", methods, rival, seeds, rates, recipe, training, limit, processes, out)
     _show(out, as_json, as_markdown)
 
 
@@ -161,32 +185,47 @@ def _numbers(text: str) -> tuple[float, ...]:
     return numbers
 
 
-def _rivals(names: list[str] | None) -> list[str]:
-    return [f"rival:{name}" for name in names or ()]
+def _run(
+    bench: str,
+    model: str,
+    data: str,
+    tasks: str,
+    methods: str,
+    rivals: list[str] | None,
+    seeds: int,
+    rates: str,
+    recipe: FusionConfig,
+    training: tuple[int, int, int, bool],
+    limit: int | None,
+    processes: int,
+    out: Path,
+) -> None:
+    """Runs what is not in the file yet, and appends it."""
+    grid = _numbers(rates)
+    epochs, batch_size, max_length, train_routers = training
 
-
-def _command() -> str:
-    return shlex.join(["hf-mlp-fusion", *sys.argv[1:]])
-
-
-def _run(job: Job, tasks: list[str], methods: list[str], seeds: int, processes: int, out: Path) -> None:
     from transformers.utils import logging as transformers_logging
 
     from ..bench.lines import append_line, read_lines
-    from ..bench.runner import jobs_for, run_jobs
+    from ..bench.runner import RIVAL, Job, jobs_for, run_jobs
+    from ..bench.train import Settings
 
+    settings = Settings(epochs, batch_size, max_length, train_routers=train_routers)
+    command = shlex.join(["hf-mlp-fusion", *sys.argv[1:]])
+    template = Job(bench, model, data, "", "", 0, grid, recipe, settings, limit, command)
+    every = [*_names(methods), *(RIVAL + name for name in rivals or ())]
     done = {line.key for line in read_lines(out)}
-    jobs = jobs_for(job, tasks, methods, seeds, done)
-    total = len(tasks) * len(methods) * seeds * len(job.rates)
-    console = Console(stderr=True, highlight=False)
+    jobs = jobs_for(template, _names(tasks), every, seeds, done)
+    total = len(_names(tasks)) * len(every) * seeds * len(grid)
     try:
         with transformers_logging.tqdm(total=total, desc="Fine-tuning", unit="run") as progress:
-            progress.update(total - sum(len(item.rates) for item in jobs))
+            progress.update(total - sum(len(job.rates) for job in jobs))
             for line in run_jobs(jobs, processes):
                 append_line(out, line)
                 progress.set_description(f"Fine-tuning ({line.task}, {line.method} done)")
                 progress.update()
     except KeyboardInterrupt:
+        console = Console(stderr=True, highlight=False)
         console.print(f"The finished runs are in {out}; the same command goes on from there.", markup=False)
         raise
 
