@@ -19,7 +19,7 @@ from ..errors import DataError
 
 __all__ = ["WebNLGItem", "linearise", "prompt_batch", "read_webnlg", "training_rows"]
 
-SPLITS = ("train", "validation", "test")
+_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def read_webnlg(source: str | Path) -> dict[str, list[WebNLGItem]]:
         DataError: There is no such data, or a split or a column is missing, or a row is not as it should be.
     """
     tables = _folder(Path(source)) if Path(source).is_dir() else _hub(str(source))
-    missing = [split for split in SPLITS if split not in tables]
+    missing = [split for split in _SPLITS if split not in tables]
     if missing:
         raise DataError(f"{source} has no {' and no '.join(missing)} split; it has {', '.join(tables) or 'none'}")
     splits = {split: _items(rows, f"{split} of {source}") for split, rows in tables.items()}
@@ -112,7 +112,7 @@ def linearise(triples: Iterable[str]) -> str:
     """
     lines = []
     for triple in triples:
-        subject, predicate, thing = triple.replace("_", " ").replace('"', "").split(" | ")
+        subject, predicate, thing = (part.replace("_", " ").replace('"', "") for part in triple.split(" | "))
         words = re.sub(r"(?<=[a-z])[A-Z]", lambda capital: f" {capital[0].lower()}", predicate)
         lines.append(f"{subject} : {words} : {thing}")
     return " | ".join(lines)
@@ -139,7 +139,7 @@ def training_rows(items: Iterable[WebNLGItem], tokenizer: Any, max_length: int) 
         items: The items.
         tokenizer: The tokenizer of a causal language model.
         max_length: Tokens of a row, at most. What is too long loses triples' tokens at the left, then text's at the
-            right (and with them the end token). In WebNLG no row of gpt2-mini's tokens is longer than 263, of GPT-2's 225.
+            right (and with them the end token). WebNLG's longest row has 263 of gpt2-mini's tokens, 225 of GPT-2's.
 
     Returns:
         `input_ids` and `labels` (-100 on the prompt) of each row, as `DataCollatorForSeq2Seq` pads them.

@@ -83,6 +83,7 @@ def test_unusable_data_is_refused_with_one_line(tmp_path):
         ('Aarhus_Airport | cityServed | "Aarhus, Denmark"', "Aarhus Airport : city served : Aarhus, Denmark"),
         ("A | elevationAboveTheSeaLevel_(in_metres) | 25.0", "A : elevation above the sea level (in metres) : 25.0"),
         ('A | runtime | "52.0"(minutes)', "A : runtime : 52.0(minutes)"),
+        ("A | name | one_|_two", "A : name : one | two"),
         ("A | ISBN_number | 1", "A : ISBN number : 1"),
         ("iPhone | was a crew member of | NASA", "iPhone : was a crew member of : NASA"),
     ],
