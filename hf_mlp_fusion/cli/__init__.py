@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import FusionError, FusionWarning
-from . import compare, demo, fuse, inspect, report
+from . import bench, compare, demo, fuse, inspect, report
 
 __all__ = ["app", "main"]
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 for verb in (fuse.fuse, inspect.inspect, compare.compare, report.report, demo.demo):
     app.command()(verb)
+app.add_typer(bench.app, name="bench")
 
 
 def _show_warning(

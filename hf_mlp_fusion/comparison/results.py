@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import DataError
+from ..json_lines import append_json, read_json
 from ..measure import NTK
 from .row import Row
 
@@ -26,14 +26,7 @@ def add_row(folder: Path, row: Row) -> None:
         folder: The folder of the comparison.
         row: The row.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RESULTS_NAME
-    # A line that a crash cut short is left alone: the new row starts a line of its own.
-    broken = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * broken + json.dumps(row.to_dict()) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_json(folder / RESULTS_NAME, row.to_dict())
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -49,14 +42,8 @@ def read_rows(folder: Path) -> list[Row]:
         DataError: The file holds something else.
     """
     path = folder / RESULTS_NAME
-    if not path.is_file():
-        return []
     rows: dict[str, Row] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for values in read_json(path):
         try:
             row = Row.from_dict(values)
         except DataError as error:

@@ -1,0 +1,190 @@
+"""Tables of a bench, made from its lines: the rate and epoch are those that the held-out training rows choose."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ..comparison.table import title
+from .benches import BENCHES
+from .lines import Line
+from .runner import RIVAL, UNFUSED
+
+__all__ = ["Cell", "markdown", "print_tables", "summarise"]
+
+AVERAGE = "average"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a method reaches.
+
+    Args:
+        model: The original model.
+        method: The method.
+        column: A task, `"average"` over the tasks, or a metric.
+        mean: Mean over the seeds.
+        spread: Standard deviation over the seeds; None of a single one.
+        seeds: How many seeds.
+        rate: The learning rate that was chosen; None of an average.
+        share: The mean as a share of the unfused model's; None where there is none.
+        parameters: Parameters of the model.
+    """
+
+    model: str
+    method: str
+    column: str
+    mean: float
+    spread: float | None
+    seeds: int
+    rate: float | None
+    share: float | None
+    parameters: int
+
+
+def summarise(lines: Sequence[Line]) -> list[list[Cell]]:
+    """Summarises lines: a list of cells a table, one for each model and set of settings.
+
+    Args:
+        lines: The lines of any benches.
+    """
+    tables: dict[str, list[Line]] = {}
+    for line in lines:
+        settings = {name: value for name, value in line.settings.items() if name != "recipe"}
+        tables.setdefault(json.dumps([line.bench, line.model, settings], sort_keys=True), []).append(line)
+    return [_cells(own) for own in tables.values()]
+
+
+def _cells(lines: Sequence[Line]) -> list[Cell]:
+    metrics = BENCHES[lines[0].bench].metrics
+    tasks = list(dict.fromkeys(line.task for line in lines))
+    reached: dict[tuple[str, str], _Reached] = {}
+    for method in _methods(lines):
+        averages: dict[int, list[float]] = {}
+        for task in tasks:
+            chosen = _chosen([line for line in lines if line.method == method and line.task == task])
+            for metric in metrics if chosen else ():
+                column = task if metrics == ("score",) else metric
+                values = {line.seed: line.reported[_epoch(line)][metric] for line in chosen}
+                reached[method, column] = _Reached(values, chosen[0].rate, chosen[0].parameters)
+                for seed, value in values.items():
+                    averages.setdefault(seed, []).append(value)
+        whole = {seed: statistics.mean(values) for seed, values in averages.items() if len(values) == len(tasks)}
+        if len(tasks) > 1 and whole:
+            reached[method, AVERAGE] = _Reached(
+                whole, None, max(r.parameters for k, r in reached.items() if k[0] == method)
+            )
+    return [
+        Cell(
+            lines[0].model,
+            method,
+            column,
+            mean=statistics.mean(cell.values.values()),
+            spread=statistics.stdev(cell.values.values()) if len(cell.values) > 1 else None,
+            seeds=len(cell.values),
+            rate=cell.rate,
+            share=_share(cell, reached.get((UNFUSED, column))),
+            parameters=cell.parameters,
+        )
+        for (method, column), cell in reached.items()
+    ]
+
+
+@dataclass(frozen=True)
+class _Reached:
+    values: dict[int, float]
+    rate: float | None
+    parameters: int
+
+
+def _methods(lines: Sequence[Line]) -> list[str]:
+    """The methods, the unfused model first and the rivals last."""
+    names = dict.fromkeys(line.method for line in lines)
+    return sorted(names, key=lambda name: (name != UNFUSED, name.startswith(RIVAL)))
+
+
+def _chosen(lines: Sequence[Line]) -> list[Line]:
+    """The lines of the rate that is best on the held-out rows, in the mean over seeds."""
+    finished = [line for line in lines if line.refused is None]
+    rates: dict[float, list[Line]] = {}
+    for line in finished:
+        rates.setdefault(line.rate, []).append(line)
+    most = max(map(len, rates.values()), default=0)
+    whole = [own for own in rates.values() if len(own) == most]
+    return max(whole, key=lambda own: statistics.mean(_fold_score(line) for line in own), default=[])
+
+
+def _epoch(line: Line) -> int:
+    """The epoch that is reported: the best one on the held-out rows, or the last where only that was scored."""
+    if len(line.reported) < len(line.fold):
+        return -1
+    return max(range(len(line.fold)), key=lambda epoch: _number(line.fold[epoch]["score"]))
+
+
+def _fold_score(line: Line) -> float:
+    return _number(line.fold[_epoch(line)]["score"])
+
+
+def _number(score: float) -> float:
+    return score if score == score else float("-inf")  # a run that diverged
+
+
+def _share(cell: _Reached, unfused: _Reached | None) -> float | None:
+    if unfused is None or not (of := statistics.mean(unfused.values.values())):
+        return None
+    return statistics.mean(cell.values.values()) / of
+
+
+def rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of a table, as text."""
+    columns = list(dict.fromkeys(cell.column for cell in cells))
+    body = []
+    for method in dict.fromkeys(cell.method for cell in cells):
+        own = {cell.column: cell for cell in cells if cell.method == method}
+        parameters = max(cell.parameters for cell in own.values())
+        texts = [_text(own.get(column)) for column in columns]
+        body.append([title(method), f"{parameters / 1e6:.1f} M", *texts])
+    return ["", "parameters", *columns], body
+
+
+def _text(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    spread = "" if cell.spread is None else f" ± {cell.spread:.2f}"
+    share = "" if cell.share is None or cell.column != AVERAGE or cell.method == UNFUSED else f" ({cell.share:.1%})"
+    return f"{cell.mean:.2f}{spread}{share}"
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The tables as Markdown, each under a line that says what it shows."""
+    parts = []
+    for cells in summarise(lines):
+        headers, body = rows(cells)
+        table = [headers, ["---", *["---:"] * (len(headers) - 1)], *body]
+        parts.append(f"{_about(cells)}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n")
+    return "\n".join(parts)
+
+
+def _about(cells: Sequence[Cell]) -> str:
+    seeds = max(cell.seeds for cell in cells)
+    return f"{cells[0].model}: " + (f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed")
+
+
+def print_tables(lines: Sequence[Line], console: Console) -> None:
+    """Prints the tables, and what was refused."""
+    for cells in summarise(lines):
+        headers, body = rows(cells)
+        table = Table(*headers, box=SIMPLE_HEAD, title=_about(cells), title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in body:
+            table.add_row(*row)
+        console.print(table)
+    for refused in {(line.task, line.method): line for line in lines if line.refused}.values():
+        console.print(f"{refused.task}, {title(refused.method)}: {refused.refused}", markup=False)

@@ -1,0 +1,205 @@
+"""`hf-mlp-fusion bench`: fine-tune after fusion and after its rivals, and tabulate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ..config import FusionConfig
+from ..errors import DataError, FusionConfigError
+from .fuse import parse_layers, parse_width
+
+if TYPE_CHECKING:
+    from ..bench.runner import Job
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True, help="Fine-tune after fusion and its rivals, several seeds each, and tabulate."
+)
+
+_DEFAULTS = FusionConfig()
+_METHODS = "unfused,fusion,fusion_calibrated,fusion_kmeans,cluster,svd,sketch,mmd,prune,ntk_sap,layer_drop"
+
+_Model = Annotated[str, typer.Argument(help="Hub id or folder of the original model.")]
+_Methods = Annotated[str, typer.Option(help="Methods, separated by commas.")]
+_Rival = Annotated[
+    list[str] | None, typer.Option(help="Another checkpoint to fine-tune beside; may be given several times.")
+]
+_Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.")]
+_Rates = Annotated[str, typer.Option(help="Learning rates to choose from on a held-out tenth of the training data.")]
+_Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training data.")]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Rows a step.")]
+_MaxLength = Annotated[int, typer.Option(min=8, help="Tokens a row, at most.")]
+_Width = Annotated[str, typer.Option(help="Units to keep (384), a share (0.25), or pairs of patterns and either.")]
+_Layers = Annotated[str, typer.Option(help="Layers to reduce: all, last:8, 4:12, numbers, or name patterns.")]
+_Targets = Annotated[str, typer.Option(help="auto, dense, experts or all.")]
+_Routers = Annotated[bool, typer.Option("--train-routers", help="Train the routers of a mixture of experts too.")]
+_Limit = Annotated[int | None, typer.Option(min=1, help="Rows of each split, at most, for a quick look.")]
+_Processes = Annotated[int, typer.Option(min=1, help="Processes; they take turns at the GPUs that are visible.")]
+_Out = Annotated[Path, typer.Option(help="File of JSON lines. Runs that it holds are not run again.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the table's cells as JSON.")]
+_Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
+
+
+@app.command()
+def glue(
+    model: _Model,
+    data: Annotated[
+        str, typer.Option(help="Folder with TASK/train.parquet and TASK/validation.parquet, or a Hub data set.")
+    ] = "nyu-mll/glue",
+    tasks: Annotated[str, typer.Option(help="sst2, cola, mrpc, stsb, mnli, qnli, separated by commas.")] = (
+        "sst2,cola,mrpc,stsb"
+    ),
+    methods: _Methods = _METHODS,
+    rival: _Rival = None,
+    seeds: _Seeds = 3,
+    rates: _Rates = "5e-5,1e-4,2e-4",
+    epochs: _Epochs = 3,
+    batch_size: _BatchSize = 32,
+    max_length: _MaxLength = 128,
+    width: _Width = str(_DEFAULTS.width),
+    layers: _Layers = str(_DEFAULTS.layers),
+    targets: _Targets = _DEFAULTS.targets,
+    train_routers: _Routers = False,
+    limit: _Limit = None,
+    processes: _Processes = 1,
+    out: _Out = Path("bench.jsonl"),
+    as_json: _Json = False,
+    as_markdown: _Markdown = False,
+) -> None:
+    """GLUE tasks on an encoder, a causal model with a new head, or, in words, an encoder-decoder.
+
+    Stop with Ctrl-C when you like: the same command goes on from there.
+    """
+    from ..bench.runner import Job
+    from ..bench.train import Settings
+
+    recipe = FusionConfig(parse_width(width), parse_layers(layers), targets)
+    settings = Settings(epochs, batch_size, max_length, train_routers=train_routers)
+    job = Job("glue", model, data, "", "", 0, _numbers(rates), recipe, settings, limit, _command())
+    _run(job, _names(tasks), [*_names(methods), *_rivals(rival)], seeds, processes, out)
+    _show(out, as_json, as_markdown)
+
+
+@app.command()
+def table(
+    out: Annotated[Path, typer.Argument(help="File of JSON lines that a bench wrote.")],
+    as_json: _Json = False,
+    as_markdown: _Markdown = False,
+) -> None:
+    """Tabulate the lines of a bench again."""
+    if not out.is_file():
+        raise DataError(f"there is no file {out}; `hf-mlp-fusion bench glue` writes one")
+    _show(out, as_json, as_markdown)
+
+
+@app.command()
+def cost(
+    model: Annotated[str, typer.Argument(help="Hub id or folder with a config.json; the weights are random.")],
+    width: _Width = str(_DEFAULTS.width),
+    layers: _Layers = str(_DEFAULTS.layers),
+    targets: _Targets = _DEFAULTS.targets,
+    batch_size: _BatchSize = 32,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens a row.")] = 128,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Run under autocast to bfloat16.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run under torch.compile.")] = False,
+    device: Annotated[str, typer.Option(help="Device to run on: cpu, cuda, ...")] = "cpu",
+    as_json: _Json = False,
+) -> None:
+    """Measure a step of fine-tuning: time, memory and optimiser state, fused against unfused and folded."""
+    import torch
+
+    from ..bench.cost import random_model, step_costs
+
+    recipe = FusionConfig(parse_width(width), parse_layers(layers), targets)
+    costs = step_costs(
+        random_model(model, device),
+        recipe,
+        batch_size=batch_size,
+        length=max_length,
+        autocast=torch.bfloat16 if bf16 else None,
+        compiled=compiled,
+    )
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(item) for item in costs], indent=2))
+        return
+    grid = Table("", "step, ms", "of unfused", "peak memory, MB", "optimiser, MB", "parameters", box=SIMPLE_HEAD)
+    for item in costs:
+        peak = "–" if item.peak_memory is None else f"{item.peak_memory / 1e6:,.0f}"
+        grid.add_row(
+            item.name,
+            f"{1e3 * item.seconds:.2f} ± {1e3 * item.spread / 2:.2f}",
+            f"{item.of_unfused:.3f}",
+            peak,
+            f"{item.optimizer_bytes / 1e6:,.0f}",
+            f"{item.parameters / 1e6:.1f} M",
+        )
+    Console(highlight=False).print(grid)
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(dict.fromkeys(float(item) for item in _names(text)))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) <= 0:
+        raise FusionConfigError(f"--rates: {text!r} is no list of learning rates; write 5e-5,1e-4")
+    return numbers
+
+
+def _rivals(names: list[str] | None) -> list[str]:
+    return [f"rival:{name}" for name in names or ()]
+
+
+def _command() -> str:
+    return shlex.join(["hf-mlp-fusion", *sys.argv[1:]])
+
+
+def _run(job: Job, tasks: list[str], methods: list[str], seeds: int, processes: int, out: Path) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from ..bench.lines import append_line, read_lines
+    from ..bench.runner import jobs_for, run_jobs
+
+    done = {line.key for line in read_lines(out)}
+    jobs = jobs_for(job, tasks, methods, seeds, done)
+    total = len(tasks) * len(methods) * seeds * len(job.rates)
+    console = Console(stderr=True, highlight=False)
+    try:
+        with transformers_logging.tqdm(total=total, desc="Fine-tuning", unit="run") as progress:
+            progress.update(total - sum(len(item.rates) for item in jobs))
+            for line in run_jobs(jobs, processes):
+                append_line(out, line)
+                progress.set_description(f"Fine-tuning ({line.task}, {line.method} done)")
+                progress.update()
+    except KeyboardInterrupt:
+        console.print(f"The finished runs are in {out}; the same command goes on from there.", markup=False)
+        raise
+
+
+def _show(out: Path, as_json: bool, as_markdown: bool) -> None:
+    from ..bench.lines import read_lines
+    from ..bench.table import markdown, print_tables, summarise
+
+    lines = read_lines(out)
+    if as_json:
+        cells = [dataclasses.asdict(cell) for table in summarise(lines) for cell in table]
+        typer.echo(json.dumps(cells, indent=2))
+    elif as_markdown:
+        typer.echo(markdown(lines), nl=False)
+    else:
+        print_tables(lines, Console(highlight=False))
