@@ -1,4 +1,4 @@
-"""The semi-private names of transformers that this package relies on, in one place.
+"""The semi-private names of transformers, torch and PEFT that this package relies on, in one place.
 
 `tests/test_compat.py` fails first when one of them moves. Besides what is used here:
 
@@ -7,7 +7,8 @@
 - `nn.Module._load_from_state_dict` of torch (`modules.py`);
 - `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`registration.py`);
 - the `MODEL_FOR_*_MAPPING_NAMES` of `transformers.models.auto.modeling_auto` (`objectives.py`);
-- `transformers.utils.hub.cached_file` and its `_raise_exceptions_for_missing_entries` (`headers.py`, `modeling.py`).
+- `transformers.utils.hub.cached_file` and its `_raise_exceptions_for_missing_entries` (`headers.py`, `modeling.py`);
+- the tables `TRANSFORMERS_MODELS_TO_*` of `peft.utils.constants` (`adapters.py`).
 """
 
 from __future__ import annotations

@@ -232,6 +232,7 @@ def _build(working: PreTrainedModel, section: FusionSection, inplace: bool) -> A
         device_map=None if working.device.type == "cpu" else {"": working.device},
         attn_implementation=working.config._attn_implementation,
     )
+    fused.name_or_path = fused.config.name_or_path = ""  # not "None", which an adapter would note as its base
     fused.train(working.training)
     stock_parameters = dict(working.named_parameters())
     for name, parameter in fused.named_parameters():

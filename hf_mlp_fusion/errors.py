@@ -25,7 +25,7 @@ class UnsupportedModelError(FusionError, ValueError):
 
 
 class BrokenCheckpointError(FusionError, ValueError):
-    """A folder or repository whose files contradict each other or lack what a fused model needs."""
+    """Files that contradict each other, lack what a fused model needs, or belong to a model of other widths."""
 
 
 class DataError(FusionError, ValueError):

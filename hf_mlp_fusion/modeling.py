@@ -15,6 +15,7 @@ import transformers
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from .adapters import refuse_other_widths
 from .errors import BrokenCheckpointError, UnsupportedModelError
 from .families import family_of
 from .ffn import find_ffns
@@ -47,6 +48,7 @@ class FusedModelMixin:
     def post_init(self) -> None:
         """Narrows the stock FFNs. All modules exist by now; weights, ties and parallel plans do not yet."""
         narrow_ffns(self)  # type: ignore[arg-type]
+        self.register_load_state_dict_pre_hook(refuse_other_widths)  # type: ignore[attr-defined]
         super().post_init()  # type: ignore[misc]
 
     def initialize_weights(self) -> None:

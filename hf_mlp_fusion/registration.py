@@ -87,10 +87,11 @@ def register_family(family: Family) -> None:
 
 @functools.cache
 def _register_models(model_type: str) -> None:
-    """Registers a family's fused model classes and its tokenizer with the Auto classes, once."""
+    """Registers a family's fused model classes and its tokenizer with the Auto classes and PEFT, once."""
     from transformers import AutoTokenizer
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
+    from .adapters import add_default_targets
     from .compat import auto_model_classes
     from .modeling import fused_class
 
@@ -106,6 +107,7 @@ def _register_models(model_type: str) -> None:
     tokenizer = TOKENIZER_MAPPING.get(stock_config, None)
     if tokenizer is not None:
         AutoTokenizer.register(fused_config, tokenizer, exist_ok=True)
+    add_default_targets(family, fused_config.model_type)
 
 
 for _family in list(FAMILIES.values()):

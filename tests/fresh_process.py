@@ -1,6 +1,7 @@
 """Loads fused folders in a process that has only imported the plugin, and saves what they compute.
 
-Usage: python fresh_process.py JOBS, JOBS a JSON list of {auto, folder, out, kwargs}.
+Usage: python fresh_process.py JOBS, JOBS a JSON list of {auto, folder, out, kwargs}, some with an adapter (its folder)
+besides. An `AutoPeftModel*` takes the adapter as `folder`, and finds the model itself.
 """
 
 import json
@@ -18,8 +19,17 @@ for job in json.loads(Path(sys.argv[1]).read_text()):
     kwargs = dict(job["kwargs"])
     if "dtype" in kwargs:
         kwargs["dtype"] = getattr(torch, kwargs["dtype"])
-    # Memory-mapped weights may be unaligned, which changes the last bit of some matrix products.
-    model = getattr(transformers, job["auto"]).from_pretrained(job["folder"], disable_mmap=True, **kwargs)
+    if job["auto"].startswith("AutoPeft"):
+        import peft
+
+        model = getattr(peft, job["auto"]).from_pretrained(job["folder"], **kwargs)
+    else:
+        # Memory-mapped weights may be unaligned, which changes the last bit of some matrix products.
+        model = getattr(transformers, job["auto"]).from_pretrained(job["folder"], disable_mmap=True, **kwargs)
+    if "adapter" in job:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, job["adapter"])
     sizes = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("cluster_sizes")}
     metadata = {
         "class": type(model).__name__,

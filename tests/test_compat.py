@@ -58,3 +58,19 @@ def test_cached_file_may_miss():
 def test_load_state_dict_hook():
     parameters = list(inspect.signature(torch.nn.Module._load_from_state_dict).parameters)
     assert parameters[:3] == ["self", "state_dict", "prefix"]
+
+
+def test_tables_of_peft():
+    """Rows that are added to the tables are those that the methods look up, by `model_type`."""
+    from peft.tuners.ia3 import model as ia3
+    from peft.tuners.lora import LoraModel
+    from peft.utils import constants
+
+    assert LoraModel.target_module_mapping is constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    assert {"bert", "roberta", "gpt2", "t5"} <= set(LoraModel.target_module_mapping)
+    for name in ("IA3_TARGET_MODULES", "IA3_FEEDFORWARD_MODULES"):
+        table = f"TRANSFORMERS_MODELS_TO_{name}_MAPPING"
+        assert getattr(ia3, table) is getattr(constants, table)
+    tables = [table for name, table in vars(constants).items() if name.startswith("TRANSFORMERS_MODELS_TO_")]
+    assert len(tables) > 20
+    assert all(isinstance(table, dict) for table in tables)

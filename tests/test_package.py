@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 from conftest import first_output
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
 import hf_mlp_fusion
 from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model, register_family
@@ -89,6 +90,7 @@ def test_register_family():
         assert type(fused).__name__ == "FusedElectraForMaskedLM"
         assert first_output(fused).equal(first_output(model))
         assert type(transformers.AutoModelForMaskedLM.from_config(fused.config)) is type(fused)
+        assert TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING["fused_electra"] == ["query", "value"]
         with pytest.raises(FusionConfigError, match="'electra' is registered already"):
             register_family(Family("electra", "BertConfig", (layer,)))
     finally:

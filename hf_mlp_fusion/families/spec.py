@@ -43,9 +43,12 @@ class Family:
         config_class: Name of the stock config class in `transformers`.
         ffns: The kinds of FFN it has.
         router: Regular expression for the parameter names of MoE routers, where the family has any.
+        peft_like: A `model_type` whose modules have the same names, and whose default adapter targets the family gets
+            where PEFT has none for its own.
     """
 
     model_type: str
     config_class: str
     ffns: tuple[FFNSpec, ...]
     router: str | None = None
+    peft_like: str | None = None
