@@ -21,7 +21,15 @@ from .objectives import LANGUAGE_OBJECTIVES, make_batches, objective_of
 from .reduction import FFNWeights
 from .sampling import sample_batches
 
-__all__ = ["NTK_SAMPLES", "SAMPLED", "SAMPLES", "calibration_batches", "collect_moments", "first_rows"]
+__all__ = [
+    "NTK_SAMPLES",
+    "SAMPLED",
+    "SAMPLES",
+    "calibration_batches",
+    "collect_moments",
+    "first_rows",
+    "with_decoder_inputs",
+]
 
 SAMPLES = 512
 """Rows of tokens (sentences, or windows of 128 tokens for language models) that a calibration on texts uses."""
@@ -56,7 +64,7 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
         raise DataError("calibration is empty: give texts or batches of model inputs")
     if isinstance(items[0], Mapping):
         given = ({name: torch.as_tensor(value) for name, value in item.items()} for item in items)
-        return [_with_decoder_inputs(model, batch) for batch in given]
+        return [with_decoder_inputs(model, batch) for batch in given]
     if not all(isinstance(item, str) for item in items):
         raise DataError(
             f"calibration holds {type(items[0]).__name__}: give texts or batches (mappings) of model inputs"
@@ -70,16 +78,21 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
     return make_batches(model, tokenizer, items, samples=SAMPLES, batch_size=16)
 
 
-def _with_decoder_inputs(model: PreTrainedModel, batch: Batch) -> Batch:
-    """Gives a batch of labels alone what the decoder would see: the labels, one to the right."""
-    if not model.config.is_encoder_decoder or "decoder_input_ids" in batch or "labels" not in batch:
+def with_decoder_inputs(model: PreTrainedModel, batch: Batch) -> Batch:
+    """Gives a batch with labels what the decoder sees, the labels one to the right, and which of it is no padding.
+
+    Args:
+        model: The model. Without a decoder, the batch stays as it is.
+        batch: The batch. What it has of these already stays.
+    """
+    labels = batch.get("labels")
+    if not model.config.is_encoder_decoder or labels is None or labels.dim() != 2:
         return batch
-    labels = batch["labels"]
     start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
     shifted = torch.cat([start, labels[:, :-1]], dim=1)
     counted = shifted != -100
     ids = shifted.masked_fill(~counted, model.config.pad_token_id or 0)
-    return batch | {"decoder_input_ids": ids, "decoder_attention_mask": counted.long()}
+    return {"decoder_input_ids": ids, "decoder_attention_mask": counted.long()} | batch
 
 
 def first_rows(model: PreTrainedModel, batches: Sequence[Batch], rows: int = NTK_SAMPLES) -> list[Batch]:

@@ -1,10 +1,12 @@
-"""The semi-private names of transformers, torch and PEFT that this package relies on, in one place.
+"""The semi-private names of transformers and its like that this package relies on, in one place.
 
 `tests/test_compat.py` fails first when one of them moves. Besides what is used here:
 
 - `PreTrainedModel.post_init`, which a model's `__init__` calls when its modules exist (`modeling.py`);
 - `PreTrainedModel.initialize_weights` and `transformers.initialization` (`modeling.py`);
 - `nn.Module._load_from_state_dict` of torch (`modules.py`);
+- `Trainer._prepare_inputs` (`training/layerwise.py`);
+- `_hf_hook`, by which accelerate marks the models that it places (`training/teacher.py`);
 - `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`registration.py`);
 - the `MODEL_FOR_*_MAPPING_NAMES` of `transformers.models.auto.modeling_auto` (`objectives.py`);
 - `transformers.utils.hub.cached_file` and its `_raise_exceptions_for_missing_entries` (`headers.py`, `modeling.py`);

@@ -12,7 +12,7 @@ from typing import Any
 from .atomic import write_text
 from .errors import BrokenCheckpointError
 
-__all__ = ["REPORT_NAME", "FFNReport", "FusionReport", "SkippedFFN"]
+__all__ = ["REPORT_NAME", "FFNReport", "FusionReport", "SkippedFFN", "TuningReport"]
 
 REPORT_NAME = "fusion_report.json"
 _LARGEST_REPORT = 64 * 2**20  # bytes; a receipt takes about 300 bytes an FFN
@@ -68,6 +68,35 @@ class SkippedFFN:
 
 
 @dataclass(frozen=True)
+class TuningReport:
+    """A layer-wise tuning of the fused FFNs on the original (`hf_mlp_fusion.training`).
+
+    Args:
+        target: What was compared, `"hidden_states"` or `"ffn_outputs"`.
+        teacher: Folder or Hub id of the original.
+        steps: Steps of the optimizer.
+        batch_size: Rows of a step.
+        learning_rate: At the start.
+        seed: Seed of the training.
+        loss: Mean loss over the steps.
+        seconds: Wall-clock seconds.
+        error_before: Mean output error of the fused FFNs on held-out texts, where it was measured.
+        error_after: The same after tuning.
+    """
+
+    target: str
+    teacher: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    loss: float
+    seconds: float
+    error_before: float | None = None
+    error_after: float | None = None
+
+
+@dataclass(frozen=True)
 class FusionReport:
     """The receipt, saved as `fusion_report.json` beside the weights.
 
@@ -85,6 +114,7 @@ class FusionReport:
         seconds: Wall-clock seconds of the whole fusion.
         warnings: What the user was warned of.
         versions: Versions of hf_mlp_fusion, transformers and torch.
+        tuning: Each layer-wise tuning since. What the other fields say of errors is older.
     """
 
     recipe: dict[str, Any]
@@ -100,6 +130,7 @@ class FusionReport:
     seconds: float
     warnings: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    tuning: list[TuningReport] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the receipt as plain JSON values."""
@@ -119,6 +150,7 @@ class FusionReport:
         values = dict(_checked(cls, values))
         values["ffns"] = [FFNReport(**_checked(FFNReport, item)) for item in values["ffns"]]
         values["skipped"] = [SkippedFFN(**_checked(SkippedFFN, item)) for item in values["skipped"]]
+        values["tuning"] = [TuningReport(**_checked(TuningReport, item)) for item in values.get("tuning", [])]
         return cls(**values)
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from hf_mlp_fusion.cli import main
 from hf_mlp_fusion.ffn import find_ffns
 
 # Tiny tensors: threads would only wait for each other.
@@ -92,20 +94,39 @@ def model_inputs(model: PreTrainedModel, batch: int = 2, length: int = 9) -> dic
 
 
 @torch.no_grad()
-def repeat_units(model: PreTrainedModel, times: int) -> None:
-    """Makes the units of each FFN copies of its first ones, `times` of each."""
+def copy_units(model: PreTrainedModel, originals: torch.Tensor) -> None:
+    """Makes the units of each FFN copies of some of them: unit i of unit `originals[i]`."""
     for ffn in find_ffns(model):
         weights = ffn.read()  # views of the model's own weights
-        distinct = weights.width // times
-        for part in (weights.up, weights.up_bias, weights.down.T):
+        for part in (weights.up, weights.up_bias, weights.gate, weights.gate_bias, weights.down.T):
             if part is not None:
-                part.copy_(part[:distinct].repeat(times, *[1] * (part.dim() - 1)))
+                part.copy_(part[originals])
+
+
+def repeat_units(model: PreTrainedModel, times: int) -> None:
+    """Makes the units of each FFN copies of its first ones, `times` of each."""
+    width = next(find_ffns(model)).width
+    copy_units(model, torch.arange(width // times).repeat(times))
 
 
 @torch.no_grad()
 def first_output(model: PreTrainedModel) -> torch.Tensor:
     """The first output (logits or hidden states) of a model in eval mode."""
     return model.eval()(**model_inputs(model))[0]
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Runs a command; gives its exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hf-mlp-fusion", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -285,6 +285,12 @@ def test_labels_alone_feed_the_decoder():
     (batch,) = calibration_batches(model, [{"input_ids": torch.arange(2, 12).view(2, 5), "labels": labels}])
     assert batch["decoder_input_ids"].tolist() == [[0, 5, 6, 7], [0, 8, 9, 10]]
     assert torch.equal(batch["decoder_input_ids"], model._shift_right(labels))
+    assert batch["decoder_attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
+    shorter = labels.masked_fill(labels == 7, -100)
+    given = {"input_ids": batch["input_ids"], "labels": shorter, "decoder_input_ids": model._shift_right(shorter)}
+    (other,) = calibration_batches(model, [given])
+    assert torch.equal(other["decoder_input_ids"], given["decoder_input_ids"])
+    assert other["decoder_attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert fuse_model(model, FusionConfig(width=16), calibration=[batch]).fusion_report.ffns[-1].tokens > 0
 
 

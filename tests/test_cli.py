@@ -12,24 +12,9 @@ import transformers
 from conftest import first_output, tiny_model
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
-from hf_mlp_fusion.cli import main
 from hf_mlp_fusion.cli.fuse import parse_layers, parse_width
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_mlp_fusion.FusionWarning")
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs a command; gives its exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hf-mlp-fusion", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

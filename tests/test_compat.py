@@ -2,6 +2,7 @@
 
 import inspect
 
+import accelerate
 import torch
 import transformers
 from transformers import PreTrainedModel
@@ -53,6 +54,16 @@ def test_cached_file_may_miss():
     from transformers.utils.hub import cached_file
 
     assert cached_file(".", "no such file", _raise_exceptions_for_missing_entries=False) is None
+
+
+def test_accelerate_marks_the_models_that_it_places():
+    model = torch.nn.Linear(1, 1)
+    assert not hasattr(model, "_hf_hook")
+    assert hasattr(accelerate.cpu_offload(model, torch.device("cpu")), "_hf_hook")
+
+
+def test_trainer_prepares_inputs():
+    assert list(inspect.signature(transformers.Trainer._prepare_inputs).parameters) == ["self", "inputs"]
 
 
 def test_load_state_dict_hook():

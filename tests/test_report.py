@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_mlp_fusion import BrokenCheckpointError, FusionReport
-from hf_mlp_fusion.report import FFNReport, SkippedFFN
+from hf_mlp_fusion.report import FFNReport, SkippedFFN, TuningReport
 
 names = st.text(max_size=20)
 counts = st.integers(0, 10**12)
@@ -27,6 +27,7 @@ reports = st.builds(
     seconds=shares,
     warnings=st.lists(names, max_size=2),
     versions=st.dictionaries(names, names),
+    tuning=st.lists(st.builds(TuningReport, names, names, counts, counts, shares, counts, shares, shares), max_size=2),
 )
 
 
@@ -38,7 +39,7 @@ def test_json_round_trip(report):
 @given(reports, st.data())
 def test_one_field_broken(report, data):
     values = report.to_dict()
-    name = data.draw(st.sampled_from(sorted(set(values) - {"warnings", "versions"})))
+    name = data.draw(st.sampled_from(sorted(set(values) - {"warnings", "versions", "tuning"})))
     if data.draw(st.booleans()):
         del values[name]
         fault = f"{name!r} is missing"
@@ -47,6 +48,15 @@ def test_one_field_broken(report, data):
         fault = f"{name} must be"
     with pytest.raises(BrokenCheckpointError, match=fault):
         FusionReport.from_dict(values)
+
+
+def test_receipts_from_before_tuning_load():
+    report = FusionReport({}, {}, [], [], 1, 1, 1, 1, 1, 1.0, 0.0)
+    values = report.to_dict()
+    del values["tuning"]
+    assert FusionReport.from_dict(values) == report
+    with pytest.raises(BrokenCheckpointError, match="TuningReport: 'target' is missing"):
+        FusionReport.from_dict(values | {"tuning": [{}]})
 
 
 def test_unknown_fields_and_items():

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import FusionError, FusionWarning
-from . import bench, compare, demo, fuse, inspect, report
+from . import bench, compare, demo, fuse, inspect, report, tune
 
 __all__ = ["app", "main"]
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for verb in (fuse.fuse, inspect.inspect, compare.compare, report.report, demo.demo):
+for verb in (fuse.fuse, inspect.inspect, compare.compare, report.report, demo.demo, tune.tune):
     app.command()(verb)
 app.add_typer(bench.app, name="bench")
 

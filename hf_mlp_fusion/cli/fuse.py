@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from ..config import NTKS, REFITS, SELECTIONS, TARGETS, FusionConfig
 from ..errors import FusionConfigError
 from .tables import print_report
 
-__all__ = ["fuse", "parse_layers", "parse_width"]
+__all__ = ["check_places", "fuse", "parse_layers", "parse_width", "write_model"]
 
 _DEFAULTS = FusionConfig()
 
@@ -74,25 +74,18 @@ def fuse(
     config.resolved(calibrated=bool(given))
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise FusionConfigError(f"--dtype must be auto, float32, bfloat16 or float16, not {dtype!r}")
-    _check_places(model, out)
+    check_places(model, out)
     check_output_folder(out, overwrite=overwrite)
 
     from ..calibration import SAMPLED
     from ..data import read_texts
-    from ..folders import carry_side_files, load_stock_model
+    from ..folders import load_stock_model
     from ..fuse import fuse_model
 
     calibration = SAMPLED if sampled else read_texts(str(given[0]), split=split) if given else None
     stock = load_stock_model(model, dtype=dtype, device=device)
     fused = fuse_model(stock, config, calibration=calibration, inplace=True)
-    try:
-        with output_folder(out, overwrite=overwrite) as folder:
-            carry_side_files(model, folder)
-            fused.save_pretrained(folder)
-    except FusionConfigError:
-        raise
-    except Exception as error:
-        raise OSError(f"{out} could not be written, and nothing was left behind: {error}") from error
+    write_model(fused, model, out, overwrite=overwrite)
     report = fused.fusion_report
     if as_json:
         typer.echo(report.to_json(), nl=False)
@@ -135,7 +128,37 @@ def _number(text: str) -> int | float:
         ) from None
 
 
-def _check_places(model: str, out: Path) -> None:
+def check_places(model: str, out: Path) -> None:
+    """Refuses, before any work is done, to write into a model that is read, or above it.
+
+    Raises:
+        FusionConfigError: `out` is or holds the model.
+    """
     source, target = Path(model).absolute(), out.absolute()
     if source.is_dir() and (target == source or target in source.parents):
         raise FusionConfigError(f"{out} is or holds the model itself; name another folder")
+
+
+def write_model(model: Any, source: str, out: Path, *, overwrite: bool) -> None:
+    """Saves a model, whole or not at all, with what lies beside the weights of the model that it was made from.
+
+    Args:
+        model: The model.
+        source: Folder or Hub id of the model that it was made from.
+        out: Folder to write.
+        overwrite: Replace a model folder that is there.
+
+    Raises:
+        FusionConfigError: `out` must not be written.
+        OSError: It could not be written.
+    """
+    from ..folders import carry_side_files
+
+    try:
+        with output_folder(out, overwrite=overwrite) as folder:
+            carry_side_files(source, folder)
+            model.save_pretrained(folder)
+    except FusionConfigError:
+        raise
+    except Exception as error:
+        raise OSError(f"{out} could not be written, and nothing was left behind: {error}") from error

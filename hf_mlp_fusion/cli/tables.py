@@ -49,3 +49,5 @@ def print_report(report: FusionReport, console: Console) -> None:
         f"size: {megabytes(report.bytes_before)} → {megabytes(report.bytes_after)}; "
         f"{report.fused_share:.1%} of the FFN parameters fused in {report.seconds:.1f} s"
     )
+    for tuning in report.tuning:
+        console.print(f"Tuned since, layer by layer, on {tuning.target}: {tuning.steps} steps")

@@ -18,7 +18,7 @@ from ..families import family_of
 from .running import unpadded
 from .scalars import scalar_outputs
 
-__all__ = ["Slice", "sample_gradients"]
+__all__ = ["Slice", "only_these_train", "sample_gradients"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def sample_gradients(
         device=model.device,
     )
     row, together = 0, family_of(model.config).router is None
-    with _only_these_train(model, names) as parameters:
+    with only_these_train(model, names) as parameters:
         for batch in batches:
             size = len(batch["input_ids"])
             stop = row + size
@@ -126,8 +126,16 @@ def _alone(
 
 
 @contextlib.contextmanager
-def _only_these_train(model: PreTrainedModel, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Makes these parameters alone require gradients, so that no backward goes further down than it must."""
+def only_these_train(model: PreTrainedModel, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Makes these parameters alone require gradients, so that no backward goes further down than it must, and back.
+
+    Args:
+        model: The model.
+        names: Names of parameters.
+
+    Yields:
+        The parameters by name.
+    """
     usual = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     parameters = dict(model.named_parameters())
     try:

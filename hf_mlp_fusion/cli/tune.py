@@ -1,0 +1,102 @@
+"""`hf-mlp-fusion tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..atomic import check_output_folder
+from ..errors import DataError, FusionConfigError
+from .fuse import check_places, write_model
+
+if TYPE_CHECKING:
+    from ..training import TuningResult
+
+__all__ = ["tune"]
+
+
+def tune(
+    fused: Annotated[str, typer.Argument(help="Folder or Hub id of the fused model.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write. It must be empty or not there.")],
+    teacher: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of the original. [default: what the fused model names]")
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="File to tune on: a text a line, or parquet, csv or json with a text column."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data set to tune on instead: a name, its configuration behind a colon.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    target: Annotated[
+        str, typer.Option(help="What is to be as in the original: hidden_states or ffn_outputs.")
+    ] = "hidden_states",
+    epochs: Annotated[float, typer.Option(min=0, help="How often to go through the texts.")] = 1.0,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW at the start.")] = 3e-4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 16,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens of a row, at most.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the texts.")] = 0,
+    device: Annotated[str, typer.Option(help="Device to tune on: cpu or cuda.")] = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model folder OUT.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON.")] = False,
+) -> None:
+    """Tune the fused FFNs of FUSED on the original, layer by layer, and save the result in OUT.
+
+    A tenth of the texts is held out, to measure on. Labels are not needed.
+    """
+    if (texts is None) == (dataset is None):
+        raise DataError("give --texts FILE or --dataset NAME, one of the two")
+    for place in filter(None, (fused, teacher)):
+        check_places(place, out)
+    check_output_folder(out, overwrite=overwrite)
+
+    from ..data import load_tokenizer, read_texts
+    from ..folders import load_fused_model, load_stock_model
+    from ..training import tune_model
+
+    lines = read_texts(str(texts or dataset), split=split)
+    tokenizer = load_tokenizer(fused)
+    model: Any = load_fused_model(fused, device=device)
+    teacher = teacher or model.config.mlp_fusion["source"].get("name_or_path")
+    if not teacher:
+        raise FusionConfigError(f"{fused} does not name the model that it was fused from: give --teacher")
+    try:
+        original = load_stock_model(teacher, dtype="float32", device=device)
+    except FusionConfigError as error:
+        raise FusionConfigError(f"the original is not to be had; name it with --teacher: {error}") from error
+    stored = model.dtype
+    result = tune_model(
+        model.float(),  # half precision loses small steps
+        original,
+        lines,
+        tokenizer,
+        target=target,
+        epochs=epochs,
+        learning_rate=lr,
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+    )
+    write_model(model.to(stored), fused, out, overwrite=overwrite)
+    if as_json:
+        typer.echo(model.fusion_report.to_json(), nl=False)
+    else:
+        _print(result, out, Console(highlight=False))
+
+
+def _print(result: TuningResult, out: Path, console: Console) -> None:
+    table = Table(title=f"Output error, on {result.rows} rows of held-out texts")
+    table.add_column("FFN", overflow="fold")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for name, before in result.before.ffns.items():
+        table.add_row(name, f"{before:.3f}", f"{result.after.ffns[name]:.3f}")
+    for name, error in (("mean", "mean"), ("last hidden state", "hidden_state")):
+        table.add_row(name, f"{getattr(result.before, error):.3f}", f"{getattr(result.after, error):.3f}")
+    console.print(table)
+    console.print(f"Saved in {out}.", markup=False)

@@ -1,0 +1,78 @@
+"""SGD on fused models: gradients that move a unit as far as each of the units that it stands for would have moved."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import UnsupportedModelError
+from ..ffn import find_ffns
+from ..modules import ClusterScaling
+
+__all__ = ["scale_gradients_for_sgd"]
+
+
+def scale_gradients_for_sgd(model: PreTrainedModel) -> contextlib.ExitStack:
+    """Divides the gradients of each fused unit's weights by the number of units that it stands for.
+
+    A unit that stands for n has n times the gradient of one of them, and its weights move the output n times as far.
+    Adam's steps do not depend on the gradient's size, so the unit moves the output n times as far as one of the n
+    would have: as far as all of them. An SGD step is the gradient, so the unit moves it n² times as far. A learning
+    rate of 1/n for each unit mends that. Optimizers have one learning rate a tensor, and units are rows and columns
+    of tensors, so their gradients are divided instead, which is the same for every optimizer that is linear in them:
+    SGD with or without momentum and weight decay. Where the n units are identical, the fused model then stays the
+    original's equal, step after step. Adam needs none of this, and takes no notice.
+
+    The numbers s1 and s2 of an NTK calibration (`calibrate_ntk`) give Adam's kernels their size and would multiply
+    SGD's by s1² and s2²; their squares are divided out too.
+
+    The biases of down projections belong to no unit and keep their gradients. Gradients are scaled as they are
+    computed, so accumulation, loss scaling and DDP see scaled ones. So does gradient clipping: the norm that it
+    compares is smaller than the original's, whose n equal gradients count n times.
+
+    Args:
+        model: A fused model whose FFN weights train.
+
+    Returns:
+        What undoes it: use it in a `with`, or call its `close()`. Neither is needed where the model is only trained.
+
+    Raises:
+        UnsupportedModelError: The model has no fused FFN whose weights train.
+
+    Example:
+        >>> from hf_mlp_fusion.training import scale_gradients_for_sgd
+        >>> with scale_gradients_for_sgd(fused):  # doctest: +SKIP
+        ...     Trainer(fused, TrainingArguments("out", optim="sgd"), train_dataset=data).train()
+    """
+    undo = contextlib.ExitStack()
+    hooked = 0
+    for ffn in find_ffns(model):
+        scaling = ffn.host.get_submodule(ffn.spec.activation)
+        if not isinstance(scaling, ClusterScaling):
+            continue
+        scales = {ffn.spec.gate or ffn.spec.up: "inner_scale", ffn.spec.down: "outer_scale"}
+        for path in ffn.paths:
+            projection = ffn.host.get_submodule(path)
+            is_down = path == ffn.spec.down
+            hook = functools.partial(
+                _divided, scaling, scales.get(path), units_last=is_down != isinstance(projection, Conv1D)
+            )
+            for name, parameter in projection.named_parameters():
+                if parameter.requires_grad and not (is_down and name == "bias"):
+                    undo.callback(parameter.register_hook(hook).remove)
+                    hooked += 1
+    if not hooked:
+        raise UnsupportedModelError(f"{type(model).__name__} has no fused FFN whose weights train")
+    return undo
+
+
+def _divided(scaling: ClusterScaling, scale: str | None, gradient: Tensor, *, units_last: bool) -> Tensor:
+    """A gradient divided unit by unit: of a bias `[k]`, or of a matrix with the units along one of its axes."""
+    # Read anew each time: P moves with the model, and a checkpoint may have been loaded.
+    divisor = scaling.cluster_sizes * (getattr(scaling, scale) ** 2 if scale else 1)
+    divisor = divisor.to(gradient.dtype)
+    return gradient / (divisor if units_last or gradient.dim() == 1 else divisor[:, None])

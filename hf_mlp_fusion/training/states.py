@@ -1,0 +1,100 @@
+"""What layer-wise tuning compares: the hidden states of a model's layers, or the outputs of its FFNs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..data import Batch
+from ..ffn import find_ffns
+from ..measure.running import token_mask
+
+__all__ = ["TARGETS", "State", "ffn_outputs", "hidden_states", "mean_squared_error"]
+
+
+class State(NamedTuple):
+    """What one layer computed.
+
+    Args:
+        tensor: `[..., d]`, its tokens in the order of the batch: `[batch, tokens, d]`, or `[batch * tokens, d]`.
+        decoder: Whether the tokens are those of an encoder-decoder's decoder.
+    """
+
+    tensor: Tensor
+    decoder: bool
+
+
+def hidden_states(run: Callable[..., Any], model: PreTrainedModel, names: Sequence[str], batch: Batch) -> list[State]:
+    """Runs a model for the outputs of its layers, as the model returns them (the last one may be normed).
+
+    Args:
+        run: The model, or what wraps it.
+        model: The model itself.
+        names: Not needed here.
+        batch: The arguments of its forward.
+    """
+    outputs = run(**batch, output_hidden_states=True, return_dict=True, use_cache=False)
+    encoder = getattr(outputs, "encoder_hidden_states", None) or outputs.hidden_states
+    decoder = getattr(outputs, "decoder_hidden_states", None) or ()
+    # The first of each are the embeddings.
+    return [State(tensor, False) for tensor in encoder[1:]] + [State(tensor, True) for tensor in decoder[1:]]
+
+
+def ffn_outputs(run: Callable[..., Any], model: PreTrainedModel, names: Sequence[str], batch: Batch) -> list[State]:
+    """Runs a model for the outputs of its FFNs: before dropout, residual and norm.
+
+    The experts of a mixture give one output together, weighted and put back in the tokens' order.
+
+    Args:
+        run: The model, or what wraps it.
+        model: The model itself.
+        names: Names of the FFNs.
+        batch: The arguments of its forward.
+    """
+    blocks: dict[nn.Module, bool] = {}
+    for ffn in find_ffns(model):
+        if ffn.name in names:
+            if ffn.expert is None:
+                block = ffn.host.get_submodule(ffn.spec.down)
+            else:
+                block = model.get_submodule(f"{ffn.prefix}{ffn.name}".rsplit(".", 2)[0])  # above `experts.expert_0`
+            blocks[block] = ffn.stack == "decoder"
+    found: dict[nn.Module, Tensor] = {}
+    hooks = [block.register_forward_hook(lambda block, _, output: found.update({block: output})) for block in blocks]
+    try:
+        run(**batch, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [State(found[block], decoder) for block, decoder in blocks.items()]
+
+
+TARGETS: dict[str, Callable[[Callable[..., Any], PreTrainedModel, Sequence[str], Batch], list[State]]] = {
+    "hidden_states": hidden_states,
+    "ffn_outputs": ffn_outputs,
+}
+"""Targets of layer-wise tuning by name."""
+
+
+def mean_squared_error(found: Sequence[State], wanted: Sequence[State], batch: Batch) -> Tensor:
+    """The mean over layers of the mean squared error over tokens and dimensions. Padding does not count.
+
+    Args:
+        found: What the layers of a model computed.
+        wanted: What they should have, layer by layer; anywhere.
+        batch: The batch, which tells padding.
+
+    Returns:
+        A scalar on the device of `found`, float32 at least.
+    """
+    errors = []
+    for (tensor, decoder), (goal, _) in zip(found, wanted, strict=True):
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        difference = (tensor.to(wide) - goal.to(tensor.device, wide)).flatten(0, -2)
+        mask = token_mask(batch, decoder=decoder)
+        errors.append((difference if mask is None else difference[mask.flatten()]).square().mean())
+    return torch.stack(errors).mean()

@@ -1,0 +1,117 @@
+"""Tuning on texts, from Python and from the command line."""
+
+import inspect
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+import transformers
+from conftest import TINY_HEADS, first_output, tiny_model
+from tiny_text import tiny_texts, tiny_tokenizer
+
+from hf_mlp_fusion import FusionConfig, fuse_model
+from hf_mlp_fusion.cli.tune import tune
+from hf_mlp_fusion.errors import DataError
+from hf_mlp_fusion.training import tune_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::hf_mlp_fusion.FusionWarning")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a stock model, what fusion made of it, and texts."""
+    model, tokenizer = tiny_model("roberta"), tiny_tokenizer("roberta")
+    model.save_pretrained(tmp_path / "stock")
+    model = TINY_HEADS["roberta"].from_pretrained(tmp_path / "stock", dtype=torch.float16)
+    fused = fuse_model(model, FusionConfig(width=16))
+    fused.save_pretrained(tmp_path / "fused")
+    for name in ("stock", "fused"):
+        tokenizer.save_pretrained(tmp_path / name)
+    (tmp_path / "texts.txt").write_text("\n".join(tiny_texts(60)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("family", ["roberta", "gpt2", "switch_transformers"])
+def test_texts_suit_every_family(family):
+    model = tiny_model(family)
+    fused = fuse_model(model, FusionConfig(width=16, targets="all"))
+    use_cache = fused.config.use_cache
+    options = {"epochs": 4, "learning_rate": 5e-4, "max_length": 12}
+    result = tune_model(fused, model, tiny_texts(60), tiny_tokenizer(family), **options)
+    assert result.after.mean < result.before.mean
+    assert result.rows > 1
+    assert fused.config.use_cache == use_cache
+    (done,) = fused.fusion_report.tuning
+    assert (done.error_before, done.error_after) == (result.before.mean, result.after.mean)
+
+
+def test_too_few_texts_are_refused():
+    model = tiny_model("gpt2")
+    with pytest.raises(DataError, match="3 texts are too few"):
+        tune_model(fuse_model(model, FusionConfig(width=16)), model, tiny_texts(3), tiny_tokenizer("gpt2"))
+
+
+def test_the_command(cli, folder):
+    options = ("--lr", "5e-4", "--epochs", "4", "--batch-size", "2")
+    code, out, err = cli("tune", folder / "fused", folder / "out", "--texts", folder / "texts.txt", *options)
+    assert code == 0, err
+    assert "mean" in out
+    assert f"Saved in {folder / 'out'}" in out.replace("\n", "")
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        "config.json",
+        "fusion_report.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    before, after = (transformers.AutoModelForMaskedLM.from_pretrained(folder / name) for name in ("fused", "out"))
+    assert after.dtype == before.dtype == torch.float16
+    assert after.config.mlp_fusion == before.config.mlp_fusion
+    assert not torch.equal(first_output(after), first_output(before))
+    assert transformers.AutoTokenizer.from_pretrained(folder / "out")("w1 w2") == tiny_tokenizer("roberta")("w1 w2")
+    (done,) = after.fusion_report.tuning
+    assert done.teacher == str(folder / "stock")
+    assert done.error_after < done.error_before
+    assert "Tuned" in cli("inspect", folder / "out")[1]
+
+    (folder / "stock").rename(folder / "moved")
+    again = ("tune", folder / "out", folder / "again", "--texts", folder / "texts.txt", "--json")
+    code, _, err = cli(*again)
+    assert code == 1
+    assert "name it with --teacher" in err
+    code, out, _ = cli(*again, "--teacher", folder / "moved", "--target", "ffn_outputs", "--epochs", "0.5")
+    assert code == 0
+    first, second = json.loads(out)["tuning"]
+    assert first == asdict(done)
+    assert second["target"] == "ffn_outputs"
+    assert sorted(path.name for path in folder.iterdir()) == ["again", "fused", "moved", "out", "texts.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fused", "out"], "give --texts FILE or --dataset NAME"),
+        (["fused", "fused", "--texts", "texts.txt"], "is or holds the model itself"),
+        (["fused", "stock", "--texts", "texts.txt", "--teacher", "stock"], "is or holds the model itself"),
+        (["fused", "stock", "--texts", "texts.txt"], "is not empty"),
+        (["stock", "out", "--texts", "texts.txt"], "is not fused"),
+        (["fused", "out", "--texts", "texts.txt", "--teacher", "fused"], "is fused already"),
+        (["fused", "out", "--texts", "texts.txt", "--target", "logits"], "target must be one of"),
+        (["fused", "out", "--texts", "none.txt"], "none.txt"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(cli, folder, monkeypatch, arguments, message):
+    monkeypatch.chdir(folder)
+    code, out, err = cli("tune", *arguments)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert sorted(path.name for path in folder.iterdir()) == ["fused", "stock", "texts.txt"]
+
+
+def test_the_command_has_the_defaults_of_the_function():
+    options, parameters = (inspect.signature(function).parameters for function in (tune, tune_model))
+    names = {"lr": "learning_rate"}
+    for name in ("target", "epochs", "lr", "batch_size", "max_length", "seed"):
+        assert options[name].default == parameters[names.get(name, name)].default, name
