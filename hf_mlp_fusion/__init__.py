@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .kernel_size import calibrate_ntk
     from .modules import ClusterScaling, FusedMLP
     from .report import FusionReport
-    from .routers import freeze_routers
+    from .routers import freeze_routers, router_losses
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ _LAZY = {
     "calibrate_ntk": "kernel_size",
     "freeze_routers": "routers",
     "fuse_model": "fuse",
+    "router_losses": "routers",
 }
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "freeze_routers",
     "fuse_model",
     "register_family",
+    "router_losses",
 ]
 
 

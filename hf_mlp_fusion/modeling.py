@@ -14,9 +14,10 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.distributed.fsdp import is_fsdp_enabled
 
 from .adapters import refuse_other_widths
-from .errors import BrokenCheckpointError, UnsupportedModelError
+from .errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
 from .families import family_of
 from .ffn import find_ffns
 from .forms import FORMS
@@ -65,7 +66,14 @@ class FusedModelMixin:
 
         Raises:
             BrokenCheckpointError: P is missing or no P, or a fused FFN's weights are missing or of another shape.
+            FusionConfigError: Weights are loaded in the first of several processes alone.
         """
+        if is_fsdp_enabled():  # that is: with RAM-efficient loading
+            # Stored buffers such as P stay behind when accelerate hands the weights on (its issue 3898).
+            raise FusionConfigError(
+                "with fsdp_cpu_ram_efficient_loading the first process alone loads weights, and accelerate does not "
+                "hand P on to the others: write fsdp_cpu_ram_efficient_loading: false"
+            )
         wants_info = kwargs.pop("output_loading_info", False)
         hub_kwargs = _given(kwargs, *_HUB_KWARGS)
         model, info = super().from_pretrained(  # type: ignore[misc]

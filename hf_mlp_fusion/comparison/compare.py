@@ -30,6 +30,7 @@ from ..folders import load_stock_model
 from ..measure import (
     NTK,
     compare_ntks,
+    expert_load,
     flops,
     language_loss,
     latencies,
@@ -226,6 +227,7 @@ def _measured(subject: Subject, model: PreTrainedModel, row: Row) -> Row:
         objective=None if loss is None else loss.objective,
         loss=None if loss is None else loss.loss,
         perplexity=None if loss is None else loss.perplexity,
+        expert_load={name: list(item.tokens) for name, item in expert_load(model, subject.batches).items()},
         forward=costs[0],
         training=costs[1],
     )

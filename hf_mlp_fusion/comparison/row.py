@@ -55,6 +55,7 @@ class Row:
         loss: Mean negative log-probability of a token.
         perplexity: exp(loss).
         clusters: Cluster sizes by FFN, largest first.
+        expert_load: Tokens that go to each expert, by sparse layer; none in a model without experts.
         forward: Costs of a forward.
         training: Costs of a training step.
     """
@@ -79,6 +80,7 @@ class Row:
     loss: float | None = None
     perplexity: float | None = None
     clusters: dict[str, list[int]] = field(default_factory=dict)
+    expert_load: dict[str, list[int]] = field(default_factory=dict)
     forward: Costs | None = None
     training: Costs | None = None
 

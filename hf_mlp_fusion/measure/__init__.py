@@ -1,5 +1,6 @@
 """Measures of what a fusion did to a model. A measure is one small file."""
 
+from .expert_load import ExpertLoad, expert_load
 from .flops import flops
 from .language import LanguageLoss, language_loss
 from .latency import Latency, latencies, latency
@@ -11,12 +12,14 @@ from .size import ModelSize, model_size
 
 __all__ = [
     "NTK",
+    "ExpertLoad",
     "LanguageLoss",
     "Latency",
     "ModelSize",
     "NTKError",
     "OutputError",
     "compare_ntks",
+    "expert_load",
     "flops",
     "language_loss",
     "latencies",

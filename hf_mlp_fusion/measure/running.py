@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data import Batch
+from ..errors import DataError
 
-__all__ = ["evaluating", "final_hidden_state", "inputs_of", "on_device", "token_mask", "training_step", "unpadded"]
+__all__ = [
+    "evaluating",
+    "final_hidden_state",
+    "inputs_of",
+    "on_device",
+    "router_logits",
+    "token_mask",
+    "training_step",
+    "unpadded",
+]
 
 
 @contextlib.contextmanager
@@ -54,6 +65,27 @@ def token_mask(batch: Batch, *, decoder: bool) -> Tensor | None:
     """
     mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
     return None if mask is None else mask.bool()
+
+
+def router_logits(outputs: Any) -> Iterator[tuple[bool, Tensor]]:
+    """Yields the router logits of each sparse layer, those of the encoder first.
+
+    Args:
+        outputs: What a Switch Transformer returned with `output_router_logits=True`.
+
+    Returns:
+        Whether the layer is the decoder's, and its logits, `[batch, tokens, experts]`.
+
+    Raises:
+        DataError: There are none.
+    """
+    found = False
+    for name in ("router_logits", "encoder_router_logits", "decoder_router_logits"):
+        for logits in outputs.get(name) or ():
+            found = True
+            yield name.startswith("decoder"), logits
+    if not found:
+        raise DataError("the outputs hold no router logits: call the model with output_router_logits=True")
 
 
 def unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:

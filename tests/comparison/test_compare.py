@@ -71,7 +71,9 @@ def test_every_method_gets_a_row(folder, family, tmp_path):
     if family == "switch_transformers":
         assert "one stack" in dropped.refused
         assert dropped.parameters is None
+        assert original.expert_load["encoder.block.1.layer.1.mlp"] == fusion.expert_load["encoder.block.1.layer.1.mlp"]
     else:
+        assert original.expert_load == fusion.expert_load == {}
         assert dropped.output_errors == dropped.ntk_errors == {}
         assert dropped.hidden_error > 0
         assert dropped.ntk_size > 0
