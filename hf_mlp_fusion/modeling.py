@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .errors import BrokenCheckpointError, UnsupportedModelError
 from .families import family_of
 from .ffn import find_ffns
 from .forms import FORMS
-from .headers import stored_dtypes
+from .headers import check_stored_ffns, stored_tensors
 from .modules import ClusterScaling, check_cluster_sizes
 from .reduction import even_cluster_sizes
 from .registration import config_class
@@ -30,7 +30,7 @@ __all__ = ["FusedModelMixin", "fused_class"]
 
 logger = logging.getLogger(__name__)
 
-_HUB_KWARGS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+_HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 _FUSED_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
@@ -59,19 +59,29 @@ class FusedModelMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the stock class's, and refuses checkpoints whose fused FFNs are not all there.
+        """As the stock class's, and refuses checkpoints whose fused FFNs are not all there, or that are pickles.
 
         Raises:
             BrokenCheckpointError: P is missing or no P, or a fused FFN's weights are missing or of another shape.
+            UnsupportedModelError: `use_safetensors=False` asks for pickles.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         hub_kwargs = _given(kwargs, *_HUB_KWARGS)
+        if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
+            if kwargs.get("use_safetensors") is False:
+                raise UnsupportedModelError("pickles are not read, they can run code: leave use_safetensors out")
+            kwargs["use_safetensors"] = True
+            config = kwargs.get("config")
+            if not isinstance(config, PreTrainedConfig):
+                config = cls.config_class.from_pretrained(  # type: ignore[attr-defined]
+                    config or pretrained_model_name_or_path, **hub_kwargs
+                )
+            _check_headers(pretrained_model_name_or_path, config, hub_kwargs | _given(kwargs, "variant"))
         model, info = super().from_pretrained(  # type: ignore[misc]
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
         check_fused_ffns(model, info)
         if pretrained_model_name_or_path is not None:
-            _check_stored_sizes(model, pretrained_model_name_or_path, hub_kwargs | _given(kwargs, "variant"))
             model.fusion_report = _find_report(pretrained_model_name_or_path, hub_kwargs)
         return (model, info) if wants_info else model
 
@@ -97,12 +107,13 @@ def narrow_ffns(model: PreTrainedModel) -> None:
             "it belongs to a model that is not fused. Fuse it first: fuse_model(model, FusionConfig(...))"
         )
     section = FusionSection.from_dict(model.config.mlp_fusion)
+    family = family_of(model.config)
     found = {ffn.name: ffn for ffn in find_ffns(model)}
     for name, widths in section.ffns.items():
         ffn = found.get(name)
         if ffn is None:
             # An encoder loaded alone from an encoder-decoder: the other stack's FFNs are not there to be narrowed.
-            if not hasattr(model.base_model, name.split(".")[0]):
+            if family.spec_of(name) and not hasattr(model.base_model, name.split(".")[0]):
                 continue
             raise BrokenCheckpointError(f"the mlp_fusion section names {name!r:.80}, which the model does not have")
         form = FORMS[widths.form]
@@ -151,18 +162,14 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
         check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
 
 
-def _check_stored_sizes(model: PreTrainedModel, name_or_path: str | Path, hub_kwargs: dict[str, Any]) -> None:
-    """Refuses a P that is stored as anything but integers: loading has cast it, and 4.5 has become 4."""
-    names = [name for name, _ in model.named_buffers() if name.endswith(".cluster_sizes")]
-    base = f"{model.base_model_prefix}."
-    # A checkpoint saved from the base model alone has no prefix, one saved with a head has one.
-    names += [name.removeprefix(base) if name.startswith(base) else base + name for name in names]
-    for name, dtype in stored_dtypes(name_or_path, names, hub_kwargs).items():
-        if not dtype.startswith(("I", "U")):
-            raise BrokenCheckpointError(
-                f"the checkpoint's scaling matrix {name!r} is broken: it is stored as {dtype}, cluster sizes are "
-                "integers. Fuse the original model again, or fetch the files anew"
-            )
+def _check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, Any]) -> None:
+    """Refuses a checkpoint by its headers, before anything is built or allocated for it.
+
+    Only there is to be seen that P is stored as integers: loading casts it, and 4.5 becomes 4.
+    """
+    if getattr(config, "mlp_fusion", None) is not None:
+        section = FusionSection.from_dict(config.mlp_fusion)
+        check_stored_ffns(stored_tensors(name_or_path, hub_kwargs), section, family_of(config))
 
 
 def _given(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
