@@ -7,7 +7,9 @@
 - `nn.Module._load_from_state_dict` of torch (`modules.py`);
 - `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`registration.py`);
 - the `MODEL_FOR_*_MAPPING_NAMES` of `transformers.models.auto.modeling_auto` (`objectives.py`);
-- `transformers.utils.hub.cached_file` and its `_raise_exceptions_for_missing_entries` (`headers.py`, `modeling.py`).
+- `transformers.utils.hub.cached_file`, its `_raise_exceptions_for_missing_entries`, and `cached_files` (`headers.py`,
+  `modeling.py`);
+- `PreTrainedModel._upload_modified_files`, which uploads what a push has saved (`modeling.py`).
 """
 
 from __future__ import annotations

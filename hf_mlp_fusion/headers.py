@@ -25,11 +25,13 @@ class StoredTensor:
     """A tensor as the header of a file describes it.
 
     Args:
+        name: Its name.
         dtype: Safetensors' name of the dtype, such as `"I32"`.
         shape: The shape.
         file: The file that holds it.
     """
 
+    name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
@@ -83,7 +85,7 @@ def _header(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-            return {name: StoredTensor(s.get_dtype(), tuple(s.get_shape()), path) for name, s in slices.items()}
+            return {name: StoredTensor(name, s.get_dtype(), tuple(s.get_shape()), path) for name, s in slices.items()}
     except (SafetensorError, OverflowError) as error:
         raise BrokenCheckpointError(f"{path} is broken: {error}. Fetch it anew") from error
 

@@ -26,11 +26,14 @@ from .registration import config_class
 from .report import REPORT_NAME, FusionReport
 from .section import FusionSection
 
-__all__ = ["FusedModelMixin", "fused_class"]
+__all__ = ["MODEL_TAGS", "FusedModelMixin", "fused_class"]
 
 logger = logging.getLogger(__name__)
 
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+MODEL_TAGS = ["mlp-fusion"]
+"""What the Hub finds fused models by. Trainer and PEFT write them into their cards too."""
 
 _FUSED_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
@@ -48,6 +51,7 @@ class FusedModelMixin:
         """Narrows the stock FFNs. All modules exist by now; weights, ties and parallel plans do not yet."""
         narrow_ffns(self)  # type: ignore[arg-type]
         super().post_init()  # type: ignore[misc]
+        self.add_model_tags(MODEL_TAGS)  # type: ignore[attr-defined]
 
     def initialize_weights(self) -> None:
         """Gives P even sizes where none were loaded (a fused model built from its config alone)."""
@@ -90,6 +94,13 @@ class FusedModelMixin:
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if self.fusion_report is not None and kwargs.get("is_main_process", True):
             self.fusion_report.save(save_directory)
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        # Between the saving and the one commit of `push_to_hub` and `save_pretrained(push_to_hub=True)`, which look
+        # for changed files here: what is saved after it stays behind.
+        if self.fusion_report is not None:
+            self.fusion_report.save(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]
 
 
 def narrow_ffns(model: PreTrainedModel) -> None:

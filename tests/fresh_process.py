@@ -1,14 +1,15 @@
 """Loads fused folders in a process that has only imported the plugin, and saves what they compute.
 
-Usage: python fresh_process.py JOBS, JOBS a JSON list of {auto, folder, out, kwargs}.
+Usage: python fresh_process.py JOBS, JOBS a JSON list of {auto, folder, out, kwargs}, the Auto class one of
+transformers or, with "module", of another package.
 """
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
 import torch
-import transformers
 from conftest import first_output
 from safetensors.torch import save_file
 
@@ -19,7 +20,8 @@ for job in json.loads(Path(sys.argv[1]).read_text()):
     if "dtype" in kwargs:
         kwargs["dtype"] = getattr(torch, kwargs["dtype"])
     # Memory-mapped weights may be unaligned, which changes the last bit of some matrix products.
-    model = getattr(transformers, job["auto"]).from_pretrained(job["folder"], disable_mmap=True, **kwargs)
+    auto = getattr(importlib.import_module(job.get("module", "transformers")), job["auto"])
+    model = auto.from_pretrained(job["folder"], disable_mmap=True, **kwargs)
     sizes = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("cluster_sizes")}
     metadata = {
         "class": type(model).__name__,

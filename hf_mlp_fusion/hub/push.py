@@ -1,0 +1,145 @@
+"""Pushing a fused folder to the Hub: checked first, then in one commit, so that no repository is ever half a model."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from safetensors import safe_open
+
+from ..errors import BrokenCheckpointError, FusionConfigError, HubError
+from ..families import FAMILIES
+from ..headers import check_stored_ffns, stored_tensors
+from ..modules import check_cluster_sizes
+from ..saved import SavedModel, read_saved
+from .files import WEIGHTS, sort_files
+
+__all__ = ["Push", "check_folder", "push_folder"]
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a push did, or would do.
+
+    Args:
+        repo_id: The repository, with its owner.
+        revision: The branch.
+        commit: The commit; None where nothing was pushed.
+        url: Where to look at it.
+        uploaded: Paths in the repository of all files pushed.
+        left: What of the folder was left out.
+    """
+
+    repo_id: str
+    revision: str
+    commit: str | None
+    url: str | None
+    uploaded: list[str]
+    left: list[str]
+
+
+def check_folder(folder: Path) -> SavedModel:
+    """Checks that a fused folder will load: config, receipt, headers and every P, but no weight is read.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        BrokenCheckpointError: It will not, and why.
+    """
+    saved = read_saved(str(folder))
+    model_type = str(saved.config.get("model_type")).removeprefix("fused_")
+    if model_type not in FAMILIES:
+        raise BrokenCheckpointError(f"{folder}: its config.json has the unknown model_type {model_type!r:.40}")
+    scalings = check_stored_ffns(stored_tensors(folder, {}), saved.section, FAMILIES[model_type])
+    for name, stored in scalings.items():
+        with safe_open(stored.file, framework="pt") as file:
+            check_cluster_sizes(file.get_tensor(stored.name), saved.section.ffns[name].original_width, stored.name)
+    return saved
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    dry_run: bool = False,
+) -> Push:
+    """Pushes a fused folder to the Hub in one commit: weights, config, tokenizer, receipt and card.
+
+    Weights of an earlier push that this one does not replace go in the same commit.
+
+    Args:
+        folder: A folder that `save_pretrained` or `hf-mlp-fusion fuse` wrote. It is not changed.
+        repo_id: The repository, `name` or `owner/name`; it is made if it is not there.
+        private: Make the repository private. One that is there and public is refused.
+        revision: The branch, made if it is not there; `"main"` if not given.
+        message: The commit's message.
+        dry_run: Check everything, but push nothing.
+
+    Returns:
+        What was done.
+
+    Raises:
+        BrokenCheckpointError: The folder is no fused model, would not load, or holds pickles.
+        HubError: The Hub refused, or could not be reached.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise FusionConfigError(f"{folder}: no such folder; name one that `hf-mlp-fusion fuse` wrote")
+    check_folder(folder)
+    files = sort_files(folder)
+    if dry_run:
+        return Push(repo_id, revision or "main", None, None, files.uploaded, files.left)
+    with _hub_errors(repo_id):
+        api = HfApi()
+        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        if private and not api.repo_info(repo_id).private:
+            raise HubError(f"{repo_id} is public already: make it private on the Hub, or leave --private out")
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        stale = {
+            name
+            for name in api.list_repo_files(repo_id, revision=revision)
+            if name not in files.uploaded and any(fnmatchcase(name, pattern) for pattern in WEIGHTS)
+        }
+        done = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(name, folder / name) for name in files.uploaded),
+                *(CommitOperationDelete(name) for name in sorted(stale)),
+            ],
+            commit_message=message or "Upload fused model",
+            revision=revision,
+        )
+    return Push(repo_id, revision or "main", done.oid, done.commit_url, files.uploaded, files.left)
+
+
+@contextlib.contextmanager
+def _hub_errors(repo_id: str) -> Iterator[None]:
+    """Turns what goes wrong on the way into one line without the token, which a server may have echoed."""
+    try:
+        yield
+    except HubError:
+        raise
+    except Exception as error:  # of huggingface_hub and httpx: a dozen kinds
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = _without_token("; ".join(lines[:3]) or type(error).__name__)
+        hint = ""
+        if "401" in text or get_token() is None:
+            hint = ". Log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+        # Not chained: the original error may show the token.
+        raise HubError(f"{repo_id} could not be pushed to, and no file there was changed: {text}{hint}") from None
+
+
+def _without_token(text: str) -> str:
+    if token := get_token():
+        text = text.replace(token, "***")
+    return re.sub(r"(?i)hf_[a-z0-9]{16,}|bearer +\S+", "***", text)
