@@ -98,8 +98,12 @@ class FusedModelMixin:
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
         # Between the saving and the one commit of `push_to_hub` and `save_pretrained(push_to_hub=True)`, which look
         # for changed files here: what is saved after it stays behind.
+        from .hub.stub import add_stub
+
         if self.fusion_report is not None:
             self.fusion_report.save(working_dir)
+        if (Path(working_dir) / "config.json").is_file():  # a model with PEFT's adapters saves them alone
+            add_stub(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]
 
 

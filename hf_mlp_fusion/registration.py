@@ -31,6 +31,20 @@ class FusedConfigMixin:
             FusionSection.from_dict(self.mlp_fusion)
         _register_models(self.stock_model_type)
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As the stock class's, and saves the stub that a config from the Hub may name (`hf_mlp_fusion.hub`)."""
+        from .hub.stub import has_stub, save_stub
+
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if has_stub({"auto_map": getattr(self, "auto_map", None)}):
+            save_stub(save_directory)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Does nothing for the classes of this package, which transformers would else copy into each saved folder."""
+        if cls.__module__ != __name__:
+            super().register_for_auto_class(auto_class)  # type: ignore[misc]
+
 
 @functools.cache
 def config_class(family: Family) -> type[PreTrainedConfig]:

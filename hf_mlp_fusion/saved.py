@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import BrokenCheckpointError
+from .families import FAMILIES, Family
 from .folders import locate_file
 from .json_files import read_object
 from .report import REPORT_NAME, FusionReport
 from .section import FusionSection
 
-__all__ = ["SavedModel", "read_saved"]
+__all__ = ["SavedModel", "read_saved", "saved_family"]
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,22 @@ def read_saved(name_or_path: str) -> SavedModel:
     if {ffn.name: ffn.width for ffn in report.ffns} != {name: ffn.width for name, ffn in section.ffns.items()}:
         raise BrokenCheckpointError(f"{report_file} does not fit config.json: it is the receipt of another fusion")
     return SavedModel(config, section, report)
+
+
+def saved_family(config: Mapping[str, Any]) -> Family:
+    """The family of a saved fused model.
+
+    Args:
+        config: The values of its `config.json`.
+
+    Raises:
+        BrokenCheckpointError: Its `model_type` is that of no family.
+    """
+    model_type = config.get("model_type")
+    for family in FAMILIES.values():
+        if model_type == f"fused_{family.model_type}":
+            return family
+    raise BrokenCheckpointError(
+        f"config.json has the model_type {model_type!r:.40}, which is no fused family's: "
+        "`pip install -U hf_mlp_fusion`, or register the family first (hf_mlp_fusion.register_family)"
+    )

@@ -19,16 +19,32 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to, made if need be. [default: main]")] = None,
     message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--remote-code/--no-remote-code",
+            help="Add the stub, by which trust_remote_code=True replaces `import hf_mlp_fusion`.",
+        ),
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and list the files, but push nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Push the fused folder PATH to the Hub in one commit: weights, config, tokenizer, receipt and card.
 
-    The token is that of `hf auth login`, or HF_TOKEN. Pickles, code and training state are never pushed.
+    The token is that of `hf auth login`, or HF_TOKEN. Pickles, training state, and any code but
+    the stub are never pushed.
     """
     from ..hub import push_folder
 
-    done = push_folder(path, repo, private=private, revision=revision, message=message, dry_run=dry_run)
+    done = push_folder(
+        path,
+        repo,
+        private=private,
+        revision=revision,
+        message=message,
+        remote_code=remote_code,
+        dry_run=dry_run,
+    )
     if as_json:
         typer.echo(json.dumps(asdict(done), indent=2))
         return

@@ -12,12 +12,12 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from safetensors import safe_open
 
-from ..errors import BrokenCheckpointError, FusionConfigError, HubError
-from ..families import FAMILIES
+from ..errors import FusionConfigError, HubError
 from ..headers import check_stored_ffns, stored_tensors
 from ..modules import check_cluster_sizes
-from ..saved import SavedModel, read_saved
+from ..saved import SavedModel, read_saved, saved_family
 from .files import WEIGHTS, sort_files
+from .stub import STUB_NAME, config_text, stub_text, with_stub, without_stub
 
 __all__ = ["Push", "check_folder", "push_folder"]
 
@@ -53,10 +53,7 @@ def check_folder(folder: Path) -> SavedModel:
         BrokenCheckpointError: It will not, and why.
     """
     saved = read_saved(str(folder))
-    model_type = str(saved.config.get("model_type")).removeprefix("fused_")
-    if model_type not in FAMILIES:
-        raise BrokenCheckpointError(f"{folder}: its config.json has the unknown model_type {model_type!r:.40}")
-    scalings = check_stored_ffns(stored_tensors(folder, {}), saved.section, FAMILIES[model_type])
+    scalings = check_stored_ffns(stored_tensors(folder, {}), saved.section, saved_family(saved.config))
     for name, stored in scalings.items():
         with safe_open(stored.file, framework="pt") as file:
             check_cluster_sizes(file.get_tensor(stored.name), saved.section.ffns[name].original_width, stored.name)
@@ -70,6 +67,7 @@ def push_folder(
     private: bool = False,
     revision: str | None = None,
     message: str | None = None,
+    remote_code: bool = True,
     dry_run: bool = False,
 ) -> Push:
     """Pushes a fused folder to the Hub in one commit: weights, config, tokenizer, receipt and card.
@@ -82,6 +80,7 @@ def push_folder(
         private: Make the repository private. One that is there and public is refused.
         revision: The branch, made if it is not there; `"main"` if not given.
         message: The commit's message.
+        remote_code: Push the stub too, by which `trust_remote_code=True` replaces `import hf_mlp_fusion`.
         dry_run: Check everything, but push nothing.
 
     Returns:
@@ -94,10 +93,18 @@ def push_folder(
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FusionConfigError(f"{folder}: no such folder; name one that `hf-mlp-fusion fuse` wrote")
-    check_folder(folder)
+    saved = check_folder(folder)
     files = sort_files(folder)
+    contents: dict[str, Path | bytes] = {name: folder / name for name in files.uploaded}
+    config = with_stub(saved.config) if remote_code else without_stub(saved.config)
+    if config != saved.config:
+        contents["config.json"] = config_text(config).encode()
+    if remote_code:
+        contents[STUB_NAME] = stub_text().encode()
+    names = sorted(contents)
+    left = [name for name in files.left if name not in contents]
     if dry_run:
-        return Push(repo_id, revision or "main", None, None, files.uploaded, files.left)
+        return Push(repo_id, revision or "main", None, None, names, left)
     with _hub_errors(repo_id):
         api = HfApi()
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
@@ -108,18 +115,18 @@ def push_folder(
         stale = {
             name
             for name in api.list_repo_files(repo_id, revision=revision)
-            if name not in files.uploaded and any(fnmatchcase(name, pattern) for pattern in WEIGHTS)
+            if name not in contents and any(fnmatchcase(name, pattern) for pattern in WEIGHTS)
         }
         done = api.create_commit(
             repo_id,
             [
-                *(CommitOperationAdd(name, folder / name) for name in files.uploaded),
+                *(CommitOperationAdd(name, contents[name]) for name in names),
                 *(CommitOperationDelete(name) for name in sorted(stale)),
             ],
             commit_message=message or "Upload fused model",
             revision=revision,
         )
-    return Push(repo_id, revision or "main", done.oid, done.commit_url, files.uploaded, files.left)
+    return Push(repo_id, revision or "main", done.oid, done.commit_url, names, left)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_text import tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, fuse_model
+from hf_mlp_fusion.hub.stub import add_stub
 
 P = "transformer.h.1.mlp.act.cluster_sizes"
 
@@ -29,8 +30,9 @@ def folders(root):
     tiny_tokenizer("gpt2").save_pretrained(good)
     fused.save_pretrained(root / "sharded", max_shard_size="8KB")
     tiny_model("gpt2").save_pretrained(root / "stock")
-    for name in ("trained", "pickle", "float", "sum", "receipt", "bare", "linked"):
+    for name in ("trained", "pickle", "float", "sum", "receipt", "bare", "linked", "stubbed"):
         shutil.copytree(good, root / name)
+    add_stub(root / "stubbed")
     (root / "trained" / "training_args.bin").write_bytes(b"pickle")
     (root / "trained" / "checkpoint-2").mkdir()
     (root / "trained" / "checkpoint-2" / "optimizer.pt").write_bytes(b"pickle")
@@ -50,6 +52,7 @@ COMMANDS = {
     "sharded": ["sharded", "good", "--message", "smaller files"],
     "json": ["good", "owner/json", "--json", "--private", "--revision", "dev"],
     "trained": ["trained", "trained"],
+    "bare code": ["stubbed", "bare-code", "--no-remote-code"],
     "dry": ["trained", "dry", "--dry-run"],
     "public": ["good", "good", "--private"],
     "failing": ["sharded", "failing"],
@@ -80,6 +83,7 @@ def test_what_goes_up(pushed):
         "fusion_report.json",
         "generation_config.json",
         "model.safetensors",
+        "modeling_mlp_fusion.py",
         "tokenizer.json",
         "tokenizer_config.json",
     }
@@ -114,6 +118,13 @@ def test_what_is_left_out_is_said(pushed):
     uploaded = set(pushed.hub.repos["tester/trained"].files())
     assert not uploaded & {".env", "modeling_evil.py", "training_args.bin", "checkpoint-2/optimizer.pt"}
     assert "Nothing was pushed" in pushed.results["dry"]["out"]
+
+
+def test_no_remote_code(pushed):
+    files = pushed.hub.repos["tester/bare-code"].files()
+    assert "modeling_mlp_fusion.py" not in files
+    assert "auto_map" not in json.loads(files["config.json"])
+    assert "Left out: modeling_mlp_fusion.py" in pushed.results["bare code"]["out"]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def travelled(tmp_path_factory):
     """Pushes in one process and loads in another; gives the Hub, the files of both, and all that they printed."""
     root = tmp_path_factory.mktemp("hub")
     (root / "pushed").mkdir()
+    (root / "stub").mkdir()
     jobs = [
         {
             "module": "peft" if "Peft" in auto else "transformers",
@@ -49,6 +50,7 @@ def travelled(tmp_path_factory):
         printed = [
             hub.run(root / "pusher", "hub/push_everything.py", root / "pushed"),
             hub.run(root / "loader", "fresh_process.py", root / "jobs.json"),
+            hub.run(root / "colleague", "hub/load_by_stub.py", root / "stub"),
         ]
     return SimpleNamespace(root=root, repos=hub.repos, printed=printed, log=hub.log)
 
@@ -63,6 +65,33 @@ def test_the_same_bits(travelled, name):
         assert torch.equal(found[key], tensor), key
     with safe_open(travelled.root / f"{name}.safetensors", "pt") as file:
         assert json.loads(file.metadata()["report"])["ffns"], "the receipt came along"
+
+
+@pytest.mark.parametrize("way", ["model", "folder"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_bits_by_the_stub(travelled, family, way):
+    expected = load_file(travelled.root / "pushed" / f"{family}.safetensors")
+    found = load_file(travelled.root / "stub" / f"{family}-{way}.safetensors")
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(found[key], tensor), key
+
+
+def test_the_stub_says_what_to_install(travelled):
+    errors = json.loads((travelled.root / "stub" / "errors.json").read_text())
+    assert "pip install hf_mlp_fusion" in errors["not installed"]
+    assert "trust_remote_code=True" in errors["not trusted"]
+
+
+def test_the_stub_stays_when_the_model_is_saved_again(travelled):
+    again = travelled.root / "stub" / "saved-again"
+    pushed = travelled.repos["tester/roberta-folder"].files()
+    assert (again / "modeling_mlp_fusion.py").read_bytes() == pushed["modeling_mlp_fusion.py"]
+    assert {path.name for path in again.glob("*.py")} == {"modeling_mlp_fusion.py"}
+    config = json.loads((again / "config.json").read_text())
+    assert config["auto_map"] == json.loads(pushed["config.json"])["auto_map"]
+    assert config["auto_map"]["AutoConfig"] == "modeling_mlp_fusion.FusedRobertaConfig"
+    assert config["auto_map"]["AutoModelForMaskedLM"] == "modeling_mlp_fusion.FusedRobertaForMaskedLM"
 
 
 @pytest.mark.parametrize("repository", ["roberta-model", "roberta-folder", "roberta-saved", "trained"])
@@ -83,7 +112,7 @@ def test_one_commit_each(travelled):
 
 
 def test_the_token_is_nowhere(travelled):
-    assert len(travelled.printed) == 2
+    assert len(travelled.printed) == 3
     for text in [*travelled.printed, *travelled.log]:
         assert TOKEN not in text
     for repository in travelled.repos.values():
