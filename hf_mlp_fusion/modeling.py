@@ -87,6 +87,9 @@ class FusedModelMixin:
         check_fused_ffns(model, info)
         if pretrained_model_name_or_path is not None:
             model.fusion_report = _find_report(pretrained_model_name_or_path, hub_kwargs)
+        else:
+            # It is called "None" by now, and cards of Trainer and adapters would name that as their base.
+            model.name_or_path = model.config.name_or_path = ""
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -95,16 +98,17 @@ class FusedModelMixin:
         if self.fusion_report is not None and kwargs.get("is_main_process", True):
             self.fusion_report.save(save_directory)
 
-    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         # Between the saving and the one commit of `push_to_hub` and `save_pretrained(push_to_hub=True)`, which look
         # for changed files here: what is saved after it stays behind.
-        from .hub.stub import add_stub
+        from .hub import add_stub, write_card
 
-        if self.fusion_report is not None:
-            self.fusion_report.save(working_dir)
         if (Path(working_dir) / "config.json").is_file():  # a model with PEFT's adapters saves them alone
             add_stub(working_dir)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]
+            if self.fusion_report is not None:
+                self.fusion_report.save(working_dir)
+                write_card(working_dir, name=repo_id, ask=False)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
 
 
 def narrow_ffns(model: PreTrainedModel) -> None:

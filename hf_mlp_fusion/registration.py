@@ -105,18 +105,14 @@ def _register_models(model_type: str) -> None:
     from transformers import AutoTokenizer
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
-    from .compat import auto_model_classes
+    from .compat import auto_models_of
     from .modeling import fused_class
 
     family = FAMILIES[model_type]
     stock_config = getattr(transformers, family.config_class)
     fused_config = config_class(family)
-    for auto_class, mapping in auto_model_classes():
-        if stock_config in mapping:
-            stock = mapping[stock_config]
-            # A family with several classes for one task (Funnel, say) lists its default first.
-            stock = stock[0] if isinstance(stock, tuple | list) else stock
-            auto_class.register(fused_config, fused_class(stock), exist_ok=True)
+    for auto_class, stock in auto_models_of(stock_config):
+        auto_class.register(fused_config, fused_class(stock), exist_ok=True)
     tokenizer = TOKENIZER_MAPPING.get(stock_config, None)
     if tokenizer is not None:
         AutoTokenizer.register(fused_config, tokenizer, exist_ok=True)

@@ -101,6 +101,14 @@ class FusionReport:
     warnings: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def skipped_names(self) -> dict[str, list[str]]:
+        """Names of the skipped FFNs by the reason that they were skipped for."""
+        names: dict[str, list[str]] = {}
+        for item in self.skipped:
+            names.setdefault(item.reason, []).append(item.name)
+        return names
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the receipt as plain JSON values."""
         return asdict(self)

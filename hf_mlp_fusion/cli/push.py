@@ -19,6 +19,13 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to, made if need be. [default: main]")] = None,
     message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Licence, as the Hub calls it. [default: that of the base model's card]")
+    ] = None,
+    license_note: Annotated[str, typer.Option(help="A sentence on the licence, for the card.")] = "",
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id of the model that was fused. [default: that in the receipt]")
+    ] = None,
     remote_code: Annotated[
         bool,
         typer.Option(
@@ -42,6 +49,9 @@ def push(
         private=private,
         revision=revision,
         message=message,
+        license=license,
+        license_note=license_note,
+        base_model=base_model,
         remote_code=remote_code,
         dry_run=dry_run,
     )

@@ -10,13 +10,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import safe_open
 
 from ..errors import FusionConfigError, HubError
 from ..headers import check_stored_ffns, stored_tensors
 from ..modules import check_cluster_sizes
 from ..saved import SavedModel, read_saved, saved_family
+from .cards import CARD_NAME, card_files, read_readme
 from .files import WEIGHTS, sort_files
+from .picture import PICTURE_NAME
 from .stub import STUB_NAME, config_text, stub_text, with_stub, without_stub
 
 __all__ = ["Push", "check_folder", "push_folder"]
@@ -67,12 +70,16 @@ def push_folder(
     private: bool = False,
     revision: str | None = None,
     message: str | None = None,
+    license: str | None = None,
+    license_note: str = "",
+    base_model: str | None = None,
     remote_code: bool = True,
     dry_run: bool = False,
 ) -> Push:
     """Pushes a fused folder to the Hub in one commit: weights, config, tokenizer, receipt and card.
 
-    Weights of an earlier push that this one does not replace go in the same commit.
+    The card is made, or the part on fusion added to the README that is there. Weights of an earlier push that this one
+    does not replace go in the same commit.
 
     Args:
         folder: A folder that `save_pretrained` or `hf-mlp-fusion fuse` wrote. It is not changed.
@@ -80,6 +87,9 @@ def push_folder(
         private: Make the repository private. One that is there and public is refused.
         revision: The branch, made if it is not there; `"main"` if not given.
         message: The commit's message.
+        license: The licence, as the Hub calls it; if not given, that in the README, or in the base model's card.
+        license_note: A sentence on the licence.
+        base_model: Hub id of the model that was fused; if not given, that in the README, or in the receipt.
         remote_code: Push the stub too, by which `trust_remote_code=True` replaces `import hf_mlp_fusion`.
         dry_run: Check everything, but push nothing.
 
@@ -88,6 +98,7 @@ def push_folder(
 
     Raises:
         BrokenCheckpointError: The folder is no fused model, would not load, or holds pickles.
+        FusionConfigError: The licence or the base model is not known.
         HubError: The Hub refused, or could not be reached.
     """
     folder = Path(folder).expanduser()
@@ -101,12 +112,20 @@ def push_folder(
         contents["config.json"] = config_text(config).encode()
     if remote_code:
         contents[STUB_NAME] = stub_text().encode()
+    api = HfApi()
+    readme = read_readme(folder / CARD_NAME)
+    if readme is None and not dry_run:
+        with _hub_errors(repo_id):
+            readme = _remote_readme(api, repo_id, revision)
+    card = card_files(saved, repo_id, readme, license=license, license_note=license_note, base_model=base_model)
+    contents[CARD_NAME] = card.readme.encode()
+    if card.picture is not None:
+        contents[PICTURE_NAME] = card.picture
     names = sorted(contents)
     left = [name for name in files.left if name not in contents]
     if dry_run:
         return Push(repo_id, revision or "main", None, None, names, left)
     with _hub_errors(repo_id):
-        api = HfApi()
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         if private and not api.repo_info(repo_id).private:
             raise HubError(f"{repo_id} is public already: make it private on the Hub, or leave --private out")
@@ -127,6 +146,14 @@ def push_folder(
             revision=revision,
         )
     return Push(repo_id, revision or "main", done.oid, done.commit_url, names, left)
+
+
+def _remote_readme(api: HfApi, repo_id: str, revision: str | None) -> str | None:
+    """The README that a repository has already: what its owner wrote there is kept."""
+    try:
+        return read_readme(Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision)))
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+        return None
 
 
 @contextlib.contextmanager

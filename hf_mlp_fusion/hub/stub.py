@@ -14,10 +14,21 @@ from typing import Any
 import transformers
 
 from ..atomic import write_text
+from ..compat import auto_models_of
 from ..json_files import read_object
 from ..saved import saved_family
 
-__all__ = ["STUB_NAME", "add_stub", "config_text", "has_stub", "save_stub", "stub_text", "with_stub", "without_stub"]
+__all__ = [
+    "STUB_NAME",
+    "add_stub",
+    "auto_classes",
+    "config_text",
+    "has_stub",
+    "save_stub",
+    "stub_text",
+    "with_stub",
+    "without_stub",
+]
 
 STUB_NAME = "modeling_mlp_fusion.py"
 _MODULE = STUB_NAME.removesuffix(".py")
@@ -66,20 +77,25 @@ def with_stub(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         BrokenCheckpointError: Its `model_type` is unknown.
     """
-    from ..compat import auto_model_classes
-
-    family = saved_family(config)
-    auto_map = {"AutoConfig": f"{_MODULE}.Fused{family.config_class}"}
-    stock_config = getattr(transformers, family.config_class)
-    for auto_class, mapping in auto_model_classes():
-        if stock_config not in mapping:
-            continue
-        found = mapping[stock_config]
-        name = f"Fused{(found[0] if isinstance(found, tuple | list) else found).__name__}"
-        if auto_class.__name__ == "AutoModel" or name in (config.get("architectures") or ()):
-            auto_map[auto_class.__name__] = f"{_MODULE}.{name}"
+    auto_map = {"AutoConfig": f"{_MODULE}.Fused{saved_family(config).config_class}"}
+    for auto_class, name in auto_classes(config).items():
+        if auto_class == "AutoModel" or name in (config.get("architectures") or ()):
+            auto_map[auto_class] = f"{_MODULE}.{name}"
     bare = without_stub(config)
     return bare | {"auto_map": _auto_map(bare) | auto_map}
+
+
+def auto_classes(config: Mapping[str, Any]) -> dict[str, str]:
+    """The Auto classes of a fused model's family, each with the name of the fused class that it loads.
+
+    Args:
+        config: The values of a fused model's `config.json`.
+
+    Raises:
+        BrokenCheckpointError: Its `model_type` is unknown.
+    """
+    stock_config = getattr(transformers, saved_family(config).config_class)
+    return {auto.__name__: f"Fused{stock.__name__}" for auto, stock in auto_models_of(stock_config)}
 
 
 def without_stub(config: Mapping[str, Any]) -> dict[str, Any]:

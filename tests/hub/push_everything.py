@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import peft
-import torch
 import transformers
 from conftest import first_output, tiny_model
 from datasets import Dataset
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from tiny_text import tiny_texts, tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, fuse_model
-from hf_mlp_fusion.hub import push_folder
+from hf_mlp_fusion.hub import FusionCardMixin, push_folder
 
 FOLDER = Path(sys.argv[1])
 FAMILIES = ("roberta", "gpt2", "switch_transformers")
@@ -40,7 +39,7 @@ for family in FAMILIES:
     folder = FOLDER / family
     model.save_pretrained(folder, max_shard_size="8KB")
     tiny_tokenizer(family).save_pretrained(folder)
-    push_folder(folder, f"{family}-folder")
+    push_folder(folder, f"{family}-folder", license="mit", base_model="owner/base")
 
 model = fused("roberta")
 model.save_pretrained(FOLDER / "roberta-saved", push_to_hub=True, repo_id="roberta-saved")
@@ -54,26 +53,32 @@ adapted = peft.get_peft_model(
 keep("adapter", adapted)
 adapted.push_to_hub("adapter")
 
+
+class FusedTrainer(FusionCardMixin, transformers.Trainer):
+    pass
+
+
 classifier = fused("roberta", transformers.RobertaForSequenceClassification)
 tokenizer = tiny_tokenizer("roberta")
-texts = tiny_texts(8)
-data = Dataset.from_dict({"labels": [0, 1] * 4, **tokenizer(texts)})
-trainer = transformers.Trainer(
-    classifier,
-    transformers.TrainingArguments(
-        output_dir=str(FOLDER / "trained"),
-        hub_model_id="tester/trained",
-        max_steps=2,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="no",
-        push_to_hub=True,
-    ),
-    train_dataset=data,
-    processing_class=tokenizer,
-)
-trainer.train()
-trainer.push_to_hub()
-keep("trained", classifier)
-assert torch.is_inference_mode_enabled() is False
+data = Dataset.from_dict({"labels": [0, 1] * 4, **tokenizer(tiny_texts(8))})
+for name, trainer_class in (("trained", FusedTrainer), ("trained-plainly", transformers.Trainer)):
+    trainer = trainer_class(
+        classifier,
+        transformers.TrainingArguments(
+            output_dir=str(FOLDER / name),
+            hub_model_id=f"tester/{name}",
+            max_steps=2,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            save_strategy="no",
+        ),
+        train_dataset=data,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.push_to_hub()
+    keep(name, classifier)
+# What the plain Trainer left out of its card comes back with the model's own push.
+HfApi().create_branch("tester/trained-plainly", branch="before")
+classifier.push_to_hub("tester/trained-plainly")

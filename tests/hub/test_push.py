@@ -47,6 +47,11 @@ def folders(root):
     (root / "linked" / "vocab.json").symlink_to("/etc/hostname")
 
 
+KNOWN = ["--license", "mit", "--base-model", "owner/base"]
+UNKNOWN = {
+    "no licence": ["good", "no-licence", "--base-model", "owner/base"],
+    "no base": ["good", "no-base", "--license", "mit"],
+}
 COMMANDS = {
     "good": ["good", "good"],
     "sharded": ["sharded", "good", "--message", "smaller files"],
@@ -65,7 +70,8 @@ COMMANDS = {
 def pushed(tmp_path_factory):
     root = tmp_path_factory.mktemp("push")
     folders(root)
-    commands = {name: ["push", str(root / folder), *rest] for name, (folder, *rest) in COMMANDS.items()}
+    commands = {name: ["push", str(root / folder), *rest, *KNOWN] for name, (folder, *rest) in COMMANDS.items()}
+    commands |= {name: ["push", str(root / folder), *rest] for name, (folder, *rest) in UNKNOWN.items()}
     (root / "commands.json").write_text(json.dumps(commands))
     with loopback_hub() as hub:
         hub.fail = r"/failing/commit/|/failing-upload\.git/"
@@ -79,6 +85,8 @@ def test_what_goes_up(pushed):
     repository = pushed.hub.repos["tester/good"]
     first = list(repository.commits.values())[1]
     assert set(first.files) == {
+        "README.md",
+        "fusion_errors.png",
         "config.json",
         "fusion_report.json",
         "generation_config.json",
@@ -146,6 +154,14 @@ def test_refused_before_the_hub_is_asked(pushed, name, reason):
         assert pushed.results[name]["code"] == 1
         assert reason in pushed.results[name]["err"]
     assert f"tester/{name}" not in pushed.hub.repos
+
+
+@pytest.mark.parametrize(("name", "option"), [("no licence", "--license"), ("no base", "--base-model")])
+def test_what_is_not_known_is_asked_for(pushed, name, option):
+    assert pushed.results[name]["code"] == 1
+    assert "is not known" in pushed.results[name]["err"]
+    assert f"add {option}" in pushed.results[name]["err"]
+    assert f"tester/{UNKNOWN[name][1]}" not in pushed.hub.repos
 
 
 def test_private_never_goes_to_a_public_repository(pushed):

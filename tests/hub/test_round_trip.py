@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from loopback import TOKEN, loopback_hub
 from safetensors.torch import load_file, safe_open
 
@@ -97,12 +98,49 @@ def test_the_stub_stays_when_the_model_is_saved_again(travelled):
 @pytest.mark.parametrize("repository", ["roberta-model", "roberta-folder", "roberta-saved", "trained"])
 def test_what_a_repository_holds(travelled, repository):
     files = travelled.repos[f"tester/{repository}"].files()
-    assert {"config.json", "fusion_report.json", "README.md"} <= set(files) or repository == "roberta-folder"
+    assert {"config.json", "fusion_report.json", "README.md", "modeling_mlp_fusion.py"} <= set(files)
     assert any(name.endswith(".safetensors") for name in files)
     if repository != "roberta-saved":  # a model has no tokenizer to save
         assert {"tokenizer.json", "tokenizer_config.json"} <= set(files)
     pickles = {name for name in files if name.endswith((".bin", ".pt", ".pkl", ".pth"))}
     assert pickles == ({"training_args.bin"} if repository == "trained" else set())  # that one is Trainer's own
+
+
+def card(travelled, repository, revision="main"):
+    return ModelCard(travelled.repos[f"tester/{repository}"].files(revision)["README.md"].decode())
+
+
+@pytest.mark.parametrize(
+    "repository", ["roberta-model", "roberta-folder", "roberta-saved", "trained", "trained-plainly"]
+)
+def test_each_has_a_card(travelled, repository):
+    found = card(travelled, repository)
+    assert found.text.count("## Fused FFNs") == 1
+    assert "mlp-fusion" in found.data.tags
+    assert found.data.library_name == "transformers"
+    assert "More Information Needed" not in found.text
+    assert ("hyperparameters were used" in found.text) == repository.startswith("trained")
+    picture = travelled.repos[f"tester/{repository}"].files()["fusion_errors.png"]
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_nothing_is_made_up(travelled):
+    """The tiny models come from nowhere: only what the command line was told is known of them."""
+    assert card(travelled, "roberta-folder").data.license == "mit"
+    assert card(travelled, "roberta-folder").data.base_model == "owner/base"
+    for repository in ("roberta-model", "trained"):
+        assert card(travelled, repository).data.get("license") is None
+        assert card(travelled, repository).data.get("base_model") is None
+
+
+def test_a_card_under_the_plain_trainer(travelled):
+    """It keeps the tags; the part on fusion is gone until the model is pushed by itself."""
+    before = card(travelled, "trained-plainly", "before")
+    assert set(before.data.tags) == {"mlp-fusion", "generated_from_trainer"}
+    assert "## Fused FFNs" not in before.text
+    after = card(travelled, "trained-plainly")
+    assert before.text.strip() in after.text
+    assert set(after.data.tags) == {"mlp-fusion", "generated_from_trainer"}
 
 
 def test_one_commit_each(travelled):
