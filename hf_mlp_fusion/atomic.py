@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .errors import FusionConfigError
 
-__all__ = ["check_output_folder", "output_folder", "write_text"]
+__all__ = ["check_output_folder", "output_folder", "write_bytes", "write_text"]
 
 
 @contextlib.contextmanager
@@ -66,10 +66,20 @@ def write_text(path: Path, text: str) -> None:
         path: The file; its folder exists.
         text: What it will hold, in UTF-8.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: The file; its folder exists.
+        data: What it will hold.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:

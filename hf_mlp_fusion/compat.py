@@ -8,8 +8,11 @@
 - `Trainer._prepare_inputs` (`training/layerwise.py`);
 - `_hf_hook`, by which accelerate marks the models that it places (`training/teacher.py`);
 - `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`registration.py`);
+- `transformers.modelcard.TASK_MAPPING`, the pipeline tag of each head;
 - the `MODEL_FOR_*_MAPPING_NAMES` of `transformers.models.auto.modeling_auto` (`objectives.py`);
-- `transformers.utils.hub.cached_file` and its `_raise_exceptions_for_missing_entries` (`headers.py`, `modeling.py`);
+- `transformers.utils.hub.cached_file`, its `_raise_exceptions_for_missing_entries`, and `cached_files` (`headers.py`,
+  `modeling.py`);
+- `PreTrainedModel._upload_modified_files`, which uploads what a push has saved (`modeling.py`);
 - the tables `TRANSFORMERS_MODELS_TO_*` of `peft.utils.constants` (`adapters.py`).
 """
 
@@ -20,7 +23,7 @@ from typing import Any
 
 from transformers.models.auto import modeling_auto
 
-__all__ = ["auto_model_classes"]
+__all__ = ["auto_model_classes", "auto_models_of", "pipeline_tag"]
 
 
 def auto_model_classes() -> Iterator[tuple[Any, Any]]:
@@ -29,3 +32,24 @@ def auto_model_classes() -> Iterator[tuple[Any, Any]]:
         auto_class = getattr(modeling_auto, name)
         if name.startswith("AutoModel") and getattr(auto_class, "_model_mapping", None) is not None:
             yield auto_class, auto_class._model_mapping
+
+
+def auto_models_of(config_class: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields each `AutoModel*` class that knows a config class, with the model class that it makes of it."""
+    for auto_class, mapping in auto_model_classes():
+        if config_class in mapping:
+            found = mapping[config_class]
+            # A family with several classes for one task (Funnel, say) lists its default first.
+            yield auto_class, found[0] if isinstance(found, tuple | list) else found
+
+
+def pipeline_tag(architecture: str) -> str | None:
+    """The Hub's name of the task that a stock model class is for; None where it has none.
+
+    Args:
+        architecture: Name of the class, such as `"RobertaForMaskedLM"`.
+    """
+    from transformers.modelcard import TASK_MAPPING
+
+    mapping: dict[str, Any] = TASK_MAPPING
+    return next((tag for tag, names in mapping.items() if architecture in names.values()), None)

@@ -8,6 +8,7 @@ __all__ = [
     "FusionConfigError",
     "FusionError",
     "FusionWarning",
+    "HubError",
     "UnsupportedModelError",
 ]
 
@@ -30,6 +31,10 @@ class BrokenCheckpointError(FusionError, ValueError):
 
 class DataError(FusionError, ValueError):
     """Texts, or texts and a model together, from which nothing can be measured."""
+
+
+class HubError(FusionError, OSError):
+    """The Hub could not be reached, or refused what was asked of it. Nothing there was changed."""
 
 
 class FusionWarning(UserWarning):

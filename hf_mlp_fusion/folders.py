@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
 
-__all__ = ["carry_side_files", "load_fused_model", "load_stock_model", "locate_file"]
+__all__ = ["SIDE_FILES", "carry_side_files", "load_fused_model", "load_stock_model", "locate_file"]
 
 # What belongs to a model besides its weights, config and generation config (`save_pretrained` writes those):
 # tokenizers, processors, and the module list of sentence-transformers. Never code, never the base model's card.
-_SIDE_FILES = (
+SIDE_FILES = (
     "added_tokens.json",
     "chat_template.j*",
     "config_sentence_transformers.json",
@@ -155,11 +155,11 @@ def carry_side_files(name_or_path: str, folder: Path) -> None:
     if not os.path.isdir(name_or_path):
         from huggingface_hub import snapshot_download
 
-        name_or_path = snapshot_download(name_or_path, allow_patterns=list(_SIDE_FILES))
+        name_or_path = snapshot_download(name_or_path, allow_patterns=list(SIDE_FILES))
     source = Path(name_or_path)
     for path in sorted([*source.glob("*"), *source.glob("[0-9]_*/*")]):
         relative = path.relative_to(source)
-        if path.is_file() and any(fnmatchcase(str(relative), pattern) for pattern in _SIDE_FILES):
+        if path.is_file() and any(fnmatchcase(str(relative), pattern) for pattern in SIDE_FILES):
             (folder / relative).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / relative)
 

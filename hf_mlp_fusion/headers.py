@@ -1,47 +1,170 @@
-"""What the headers of a checkpoint's safetensors files say, which is lost once tensors are cast into a model."""
+"""What the headers of a checkpoint's safetensors files say: known before anything is loaded or allocated."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-__all__ = ["stored_dtypes"]
+from .errors import BrokenCheckpointError
+from .families import Family, FFNSpec
+from .json_files import read_object
+from .section import FFNWidth, FusionSection
+
+__all__ = ["StoredTensor", "check_stored_ffns", "stored_tensors"]
+
+_SHARD = re.compile(r"[\w.-]+\.safetensors")  # a name, not a path, and never a pickle
 
 
-def stored_dtypes(name_or_path: str | Path, names: Iterable[str], hub_kwargs: dict[str, Any]) -> dict[str, str]:
-    """Reads the dtypes in which tensors are stored.
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as the header of a file describes it.
 
     Args:
-        name_or_path: The folder or Hub id that a model was just loaded from.
-        names: Names of tensors.
+        name: Its name.
+        dtype: Safetensors' name of the dtype, such as `"I32"`.
+        shape: The shape.
+        file: The file that holds it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+
+
+def stored_tensors(name_or_path: str | Path, hub_kwargs: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """Reads the headers of a checkpoint, single or sharded.
+
+    Args:
+        name_or_path: A folder or Hub id. What is not in the cache is fetched.
         hub_kwargs: `revision`, `subfolder`, `variant` and their like, as `from_pretrained` takes them.
 
     Returns:
-        Safetensors' name of the dtype (`"I32"`, `"F32"`) of each tensor that is found.
+        The stored tensors by name.
+
+    Raises:
+        BrokenCheckpointError: There are no safetensors, or they are broken.
     """
-    from transformers.utils.hub import cached_file
+    from transformers.utils.hub import cached_file, cached_files
 
-    def find(filename: str) -> Path | None:
-        path = cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-        return None if path is None else Path(path)
-
-    hub_kwargs = dict(hub_kwargs)
-    variant = hub_kwargs.pop("variant", None)
+    kwargs = {name: value for name, value in hub_kwargs.items() if name != "variant"}
+    variant = hub_kwargs.get("variant")
     stem = "model.safetensors" if variant is None else f"model.{variant}.safetensors"
-    wanted = set(names)
-    by_file: dict[Path, set[str]] = {}
+
+    def find(name: str) -> str | None:
+        return cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False, **kwargs)
+
     if (single := find(stem)) is not None:
-        by_file[single] = wanted
+        files = [single]
     elif (index := find(stem.replace("safetensors", "safetensors.index.json"))) is not None:
-        for name, filename in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-            if name in wanted and (shard := find(filename)) is not None:
-                by_file.setdefault(shard, set()).add(name)
-    dtypes: dict[str, str] = {}
-    for path, expected in by_file.items():
+        files = cached_files(name_or_path, _shards(Path(index)), **kwargs) or []
+    else:
+        raise BrokenCheckpointError(
+            f"{name_or_path} has no {stem}, and weights in pickles are not read: they can run code. Convert them, "
+            "with model.save_pretrained() in an environment that you trust them in"
+        )
+    return {name: tensor for file in files for name, tensor in _header(Path(file)).items()}
+
+
+def _shards(index: Path) -> list[str]:
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BrokenCheckpointError(f"{index} names no files: its weight_map must be an object of tensors and files")
+    for name in weight_map.values():
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise BrokenCheckpointError(f"{index} names {name!r:.80}, which is no safetensors file beside it")
+    return sorted(set(weight_map.values()))
+
+
+def _header(path: Path) -> dict[str, StoredTensor]:
+    try:
         with safe_open(path, framework="pt") as file:
-            dtypes |= {name: file.get_slice(name).get_dtype() for name in expected & set(file.keys())}
-    return dtypes
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+            return {name: StoredTensor(name, s.get_dtype(), tuple(s.get_shape()), path) for name, s in slices.items()}
+    except (SafetensorError, OverflowError) as error:
+        raise BrokenCheckpointError(f"{path} is broken: {error}. Fetch it anew") from error
+
+
+def check_stored_ffns(
+    stored: Mapping[str, StoredTensor], section: FusionSection, family: Family
+) -> dict[str, StoredTensor]:
+    """Checks that a checkpoint holds the fused FFNs that its config speaks of, P as integers.
+
+    Args:
+        stored: Its tensors.
+        section: What its config says of fusion.
+        family: Its family.
+
+    Returns:
+        The P of each FFN that has one, by the name of the FFN.
+
+    Raises:
+        BrokenCheckpointError: Something is missing, has another shape, or is too much.
+    """
+    specs: dict[str, FFNSpec] = {}
+    for name in section.ffns:
+        if (spec := family.spec_of(name)) is None:
+            raise BrokenCheckpointError(f"the mlp_fusion section names {name!r:.80}, which is no FFN of such a model")
+        specs[name] = spec
+    prefix = _prefix(stored, {f"{name}.{_weights(spec, section.ffns[name])[0]}" for name, spec in specs.items()})
+    stacks = {name.removeprefix(prefix).split(".")[0] for name in stored}
+    # An encoder saved alone from an encoder-decoder: the other stack is not there. But one of them must be.
+    present = [name for name in specs if name.split(".")[0] in stacks] or list(specs)
+    scalings = {}
+    for name in present:
+        spec, widths = specs[name], section.ffns[name]
+        if widths.form == "fused":
+            scalings[name] = _stored(stored, f"{prefix}{name}.{spec.activation}.cluster_sizes", widths.width, 1)
+        for path in _weights(spec, widths):
+            _stored(stored, f"{prefix}{name}.{path}", widths.width, 2)
+    known = {f"{prefix}{name}.{specs[name].activation}.cluster_sizes" for name in scalings}
+    for name, tensor in stored.items():
+        if not name.endswith(".cluster_sizes"):
+            continue
+        if name not in known:
+            raise BrokenCheckpointError(
+                f"the checkpoint holds {name!r:.160}, but the mlp_fusion section of config.json names no such FFN: "
+                "config and weights are of two fusions"
+            )
+        if not tensor.dtype.startswith(("I", "U")):
+            raise BrokenCheckpointError(
+                f"the checkpoint's scaling matrix {name!r} is broken: it is stored as {tensor.dtype}, cluster sizes "
+                "are integers. Fuse the original model again, or fetch the files anew"
+            )
+    return scalings
+
+
+def _stored(stored: Mapping[str, StoredTensor], name: str, width: int, dimensions: int) -> StoredTensor:
+    tensor = stored.get(name)
+    if tensor is None:
+        raise BrokenCheckpointError(
+            f"the checkpoint lacks {name!r:.160}, part of a fused FFN; without it the model would compute garbage. "
+            "Fetch the files anew, or fuse the original model again"
+        )
+    if len(tensor.shape) != dimensions or width not in tensor.shape:
+        raise BrokenCheckpointError(
+            f"the checkpoint has in another shape {name!r}: {list(tensor.shape)}, where config.json says {width} units"
+        )
+    return tensor
+
+
+def _weights(spec: FFNSpec, widths: FFNWidth) -> list[str]:
+    """Paths of the weights of an FFN that have `width` rows or columns, below its host."""
+    factors = ("first.weight", "second.weight") if widths.form == "low_rank" else ("weight",)
+    return [f"{path}.{factor}" for path in (*spec.narrowed, spec.down) for factor in factors]
+
+
+def _prefix(stored: Iterable[str], suffixes: Set[str]) -> str:
+    """What the checkpoint puts before names within the base model: `"roberta."`, or nothing without a head."""
+    for name in stored:
+        start = 0
+        for _ in range(4):
+            if name[start:] in suffixes:
+                return name[:start]
+            start = name.find(".", start) + 1
+    return ""

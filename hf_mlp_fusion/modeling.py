@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.distributed.fsdp import is_fsdp_enabled
 
@@ -21,18 +21,21 @@ from .errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelEr
 from .families import family_of
 from .ffn import find_ffns
 from .forms import FORMS
-from .headers import stored_dtypes
+from .headers import check_stored_ffns, stored_tensors
 from .modules import ClusterScaling, check_cluster_sizes
 from .reduction import even_cluster_sizes
 from .registration import config_class
 from .report import REPORT_NAME, FusionReport
 from .section import FusionSection
 
-__all__ = ["FusedModelMixin", "fused_class"]
+__all__ = ["MODEL_TAGS", "FusedModelMixin", "fused_class"]
 
 logger = logging.getLogger(__name__)
 
-_HUB_KWARGS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+_HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+MODEL_TAGS = ["mlp-fusion"]
+"""What the Hub finds fused models by. Trainer and PEFT write them into their cards too."""
 
 _FUSED_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
@@ -51,6 +54,7 @@ class FusedModelMixin:
         narrow_ffns(self)  # type: ignore[arg-type]
         self.register_load_state_dict_pre_hook(refuse_other_widths)  # type: ignore[attr-defined]
         super().post_init()  # type: ignore[misc]
+        self.add_model_tags(MODEL_TAGS)  # type: ignore[attr-defined]
 
     def initialize_weights(self) -> None:
         """Gives P even sizes where none were loaded (a fused model built from its config alone)."""
@@ -62,11 +66,12 @@ class FusedModelMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the stock class's, and refuses checkpoints whose fused FFNs are not all there.
+        """As the stock class's, and refuses checkpoints whose fused FFNs are not all there, or that are pickles.
 
         Raises:
             BrokenCheckpointError: P is missing or no P, or a fused FFN's weights are missing or of another shape.
             FusionConfigError: Weights are loaded in the first of several processes alone.
+            UnsupportedModelError: `use_safetensors=False` asks for pickles.
         """
         if is_fsdp_enabled():  # that is: with RAM-efficient loading
             # Stored buffers such as P stay behind when accelerate hands the weights on (its issue 3898).
@@ -76,13 +81,25 @@ class FusedModelMixin:
             )
         wants_info = kwargs.pop("output_loading_info", False)
         hub_kwargs = _given(kwargs, *_HUB_KWARGS)
+        if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
+            if kwargs.get("use_safetensors") is False:
+                raise UnsupportedModelError("pickles are not read, they can run code: leave use_safetensors out")
+            kwargs["use_safetensors"] = True
+            config = kwargs.get("config")
+            if not isinstance(config, PreTrainedConfig):
+                config = cls.config_class.from_pretrained(  # type: ignore[attr-defined]
+                    config or pretrained_model_name_or_path, **hub_kwargs
+                )
+            _check_headers(pretrained_model_name_or_path, config, hub_kwargs | _given(kwargs, "variant"))
         model, info = super().from_pretrained(  # type: ignore[misc]
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
         check_fused_ffns(model, info)
         if pretrained_model_name_or_path is not None:
-            _check_stored_sizes(model, pretrained_model_name_or_path, hub_kwargs | _given(kwargs, "variant"))
             model.fusion_report = _find_report(pretrained_model_name_or_path, hub_kwargs)
+        else:
+            # It is called "None" by now, and cards of Trainer and adapters would name that as their base.
+            model.name_or_path = model.config.name_or_path = ""
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -90,6 +107,18 @@ class FusedModelMixin:
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if self.fusion_report is not None and kwargs.get("is_main_process", True):
             self.fusion_report.save(save_directory)
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        # Between the saving and the one commit of `push_to_hub` and `save_pretrained(push_to_hub=True)`, which look
+        # for changed files here: what is saved after it stays behind.
+        from .hub import add_stub, write_card
+
+        if (Path(working_dir) / "config.json").is_file():  # a model with PEFT's adapters saves them alone
+            add_stub(working_dir)
+            if self.fusion_report is not None:
+                self.fusion_report.save(working_dir)
+                write_card(working_dir, name=repo_id, ask=False)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
 
 
 def narrow_ffns(model: PreTrainedModel) -> None:
@@ -107,12 +136,13 @@ def narrow_ffns(model: PreTrainedModel) -> None:
             "it belongs to a model that is not fused. Fuse it first: fuse_model(model, FusionConfig(...))"
         )
     section = FusionSection.from_dict(model.config.mlp_fusion)
+    family = family_of(model.config)
     found = {ffn.name: ffn for ffn in find_ffns(model)}
     for name, widths in section.ffns.items():
         ffn = found.get(name)
         if ffn is None:
             # An encoder loaded alone from an encoder-decoder: the other stack's FFNs are not there to be narrowed.
-            if not hasattr(model.base_model, name.split(".")[0]):
+            if family.spec_of(name) and not hasattr(model.base_model, name.split(".")[0]):
                 continue
             raise BrokenCheckpointError(f"the mlp_fusion section names {name!r:.80}, which the model does not have")
         form = FORMS[widths.form]
@@ -161,18 +191,14 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
         check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
 
 
-def _check_stored_sizes(model: PreTrainedModel, name_or_path: str | Path, hub_kwargs: dict[str, Any]) -> None:
-    """Refuses a P that is stored as anything but integers: loading has cast it, and 4.5 has become 4."""
-    names = [name for name, _ in model.named_buffers() if name.endswith(".cluster_sizes")]
-    base = f"{model.base_model_prefix}."
-    # A checkpoint saved from the base model alone has no prefix, one saved with a head has one.
-    names += [name.removeprefix(base) if name.startswith(base) else base + name for name in names]
-    for name, dtype in stored_dtypes(name_or_path, names, hub_kwargs).items():
-        if not dtype.startswith(("I", "U")):
-            raise BrokenCheckpointError(
-                f"the checkpoint's scaling matrix {name!r} is broken: it is stored as {dtype}, cluster sizes are "
-                "integers. Fuse the original model again, or fetch the files anew"
-            )
+def _check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, Any]) -> None:
+    """Refuses a checkpoint by its headers, before anything is built or allocated for it.
+
+    Only there is to be seen that P is stored as integers: loading casts it, and 4.5 becomes 4.
+    """
+    if getattr(config, "mlp_fusion", None) is not None:
+        section = FusionSection.from_dict(config.mlp_fusion)
+        check_stored_ffns(stored_tensors(name_or_path, hub_kwargs), section, family_of(config))
 
 
 def _given(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -31,6 +31,20 @@ class FusedConfigMixin:
             FusionSection.from_dict(self.mlp_fusion)
         _register_models(self.stock_model_type)
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As the stock class's, and saves the stub that a config from the Hub may name (`hf_mlp_fusion.hub`)."""
+        from .hub.stub import has_stub, save_stub
+
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if has_stub({"auto_map": getattr(self, "auto_map", None)}):
+            save_stub(save_directory)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Does nothing for the classes of this package, which transformers would else copy into each saved folder."""
+        if cls.__module__ != __name__:
+            super().register_for_auto_class(auto_class)  # type: ignore[misc]
+
 
 @functools.cache
 def config_class(family: Family) -> type[PreTrainedConfig]:
@@ -92,18 +106,14 @@ def _register_models(model_type: str) -> None:
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
     from .adapters import add_default_targets
-    from .compat import auto_model_classes
+    from .compat import auto_models_of
     from .modeling import fused_class
 
     family = FAMILIES[model_type]
     stock_config = getattr(transformers, family.config_class)
     fused_config = config_class(family)
-    for auto_class, mapping in auto_model_classes():
-        if stock_config in mapping:
-            stock = mapping[stock_config]
-            # A family with several classes for one task (Funnel, say) lists its default first.
-            stock = stock[0] if isinstance(stock, tuple | list) else stock
-            auto_class.register(fused_config, fused_class(stock), exist_ok=True)
+    for auto_class, stock in auto_models_of(stock_config):
+        auto_class.register(fused_config, fused_class(stock), exist_ok=True)
     tokenizer = TOKENIZER_MAPPING.get(stock_config, None)
     if tokenizer is not None:
         AutoTokenizer.register(fused_config, tokenizer, exist_ok=True)

@@ -11,11 +11,11 @@ from typing import Any
 
 from .atomic import write_text
 from .errors import BrokenCheckpointError
+from .json_files import read_object
 
 __all__ = ["REPORT_NAME", "FFNReport", "FusionReport", "SkippedFFN", "TuningReport"]
 
 REPORT_NAME = "fusion_report.json"
-_LARGEST_REPORT = 64 * 2**20  # bytes; a receipt takes about 300 bytes an FFN
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,14 @@ class FusionReport:
     versions: dict[str, str] = field(default_factory=dict)
     tuning: list[TuningReport] = field(default_factory=list)
 
+    @property
+    def skipped_names(self) -> dict[str, list[str]]:
+        """Names of the skipped FFNs by the reason that they were skipped for."""
+        names: dict[str, list[str]] = {}
+        for item in self.skipped:
+            names.setdefault(item.reason, []).append(item.name)
+        return names
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the receipt as plain JSON values."""
         return asdict(self)
@@ -160,13 +168,9 @@ class FusionReport:
         Raises:
             BrokenCheckpointError: It is no receipt.
         """
-        path = Path(path)
-        if path.stat().st_size > _LARGEST_REPORT:
-            raise BrokenCheckpointError(f"{path} is too large to be a fusion receipt")
+        values = read_object(path)
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise BrokenCheckpointError(f"{path} is not JSON: {error}") from error
+            return cls.from_dict(values)
         except BrokenCheckpointError as error:
             raise BrokenCheckpointError(f"{path}: {error}") from error
 

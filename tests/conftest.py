@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it: tests never use the network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub reads it: tests never use the network
 
 import pytest
 import torch

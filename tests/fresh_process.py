@@ -1,15 +1,16 @@
 """Loads fused folders in a process that has only imported the plugin, and saves what they compute.
 
 Usage: python fresh_process.py JOBS, JOBS a JSON list of {auto, folder, out, kwargs}, some with an adapter (its folder)
-besides. An `AutoPeftModel*` takes the adapter as `folder`, and finds the model itself.
+besides. The Auto class is one of transformers or, with "module", of another package. An `AutoPeftModel*` takes the
+adapter as `folder`, and finds the model itself.
 """
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
 import torch
-import transformers
 from conftest import first_output
 from safetensors.torch import save_file
 
@@ -19,13 +20,11 @@ for job in json.loads(Path(sys.argv[1]).read_text()):
     kwargs = dict(job["kwargs"])
     if "dtype" in kwargs:
         kwargs["dtype"] = getattr(torch, kwargs["dtype"])
-    if job["auto"].startswith("AutoPeft"):
-        import peft
-
-        model = getattr(peft, job["auto"]).from_pretrained(job["folder"], **kwargs)
-    else:
+    auto = getattr(importlib.import_module(job.get("module", "transformers")), job["auto"])
+    if not job["auto"].startswith("AutoPeft"):
         # Memory-mapped weights may be unaligned, which changes the last bit of some matrix products.
-        model = getattr(transformers, job["auto"]).from_pretrained(job["folder"], disable_mmap=True, **kwargs)
+        kwargs["disable_mmap"] = True
+    model = auto.from_pretrained(job["folder"], **kwargs)
     if "adapter" in job:
         from peft import PeftModel
 

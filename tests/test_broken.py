@@ -47,7 +47,7 @@ def change(tensor, index, value):
         (lambda w: w.pop("transformer.h.1.mlp.c_fc.weight"), r"lacks 'transformer\.h\.1\.mlp\.c_fc\.weight'"),
         (lambda w: w.update({P: w[P].float()}), "stored as F32, cluster sizes are integers"),
         (lambda w: w.update({P: w[P] + 0.5}), "cluster sizes are integers"),
-        (lambda w: w.update({P: torch.ones(16, dtype=torch.bool)}), "sums to 16"),
+        (lambda w: w.update({P: torch.ones(16, dtype=torch.bool)}), "stored as BOOL, cluster sizes are integers"),
         (lambda w: w.update({P: change(w[P].clone(), 0, -1)}), "holds -1, cluster sizes are positive"),
         (lambda w: w.update({P: change(w[P].clone(), 0, 0)}), "holds 0, cluster sizes are positive"),
         (lambda w: w.update({P: w[P] + 1}), "sums to 80, the layer had 64 units"),
@@ -56,7 +56,7 @@ def change(tensor, index, value):
 )
 def test_broken_weights(folder, edit, fault):
     edit_weights(folder, edit)
-    with pytest.raises((BrokenCheckpointError, RuntimeError), match=fault if "shape" not in fault else "mismatch"):
+    with pytest.raises(BrokenCheckpointError, match=fault):
         load(folder)
     # A user's wish for another head must not let fused FFNs through.
     with pytest.raises(BrokenCheckpointError, match=fault):
@@ -86,8 +86,8 @@ def test_missing_shard(tmp_path):
     ("edit", "fault"),
     [
         (lambda c: c.pop("mlp_fusion"), r"has none.*Fuse it first"),
-        (lambda c: c["mlp_fusion"]["ffns"]["h.1.mlp"].update(width=8), "mismatch"),
-        (lambda c: c["mlp_fusion"]["ffns"].pop("h.1.mlp"), "mismatch"),
+        (lambda c: c["mlp_fusion"]["ffns"]["h.1.mlp"].update(width=8), "another shape.* says 8 units"),
+        (lambda c: c["mlp_fusion"]["ffns"].pop("h.1.mlp"), "names no such FFN"),
         (
             lambda c: c["mlp_fusion"]["ffns"]["h.1.mlp"].update(original_width=128),
             r"'h\.1\.mlp' had 128 units.*make it 64",
@@ -95,7 +95,7 @@ def test_missing_shard(tmp_path):
         (lambda c: c.update(n_inner=128), r"had 64 units.*make it 128"),
         (
             lambda c: c["mlp_fusion"]["ffns"].update({"h.7.mlp": {"width": 16, "original_width": 64}}),
-            r"names 'h\.7\.mlp'",
+            r"lacks 'transformer\.h\.7\.mlp",
         ),
         (lambda c: c["mlp_fusion"]["ffns"]["h.1.mlp"].update(width=65), "65 units cannot stand for 64"),
         (lambda c: c["mlp_fusion"]["ffns"]["h.1.mlp"].update(width=1.5), "1.5 is no number of hidden units"),
@@ -109,7 +109,7 @@ def test_missing_shard(tmp_path):
 )
 def test_config_that_disagrees(folder, edit, fault):
     edit_config(folder, edit)
-    with pytest.raises((BrokenCheckpointError, RuntimeError), match=fault):
+    with pytest.raises(BrokenCheckpointError, match=fault):
         load(folder)
 
 

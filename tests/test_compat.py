@@ -66,6 +66,19 @@ def test_trainer_prepares_inputs():
     assert list(inspect.signature(transformers.Trainer._prepare_inputs).parameters) == ["self", "inputs"]
 
 
+def test_cached_files(tmp_path):
+    from transformers.utils.hub import cached_files
+
+    (tmp_path / "a").write_text("")
+    assert cached_files(str(tmp_path), ["a"]) == [str(tmp_path / "a")]
+
+
+def test_pushing_ends_in_the_upload_of_changed_files():
+    """The receipt and the card are written just before; that they come along is tested in `hub/test_round_trip.py`."""
+    parameters = list(inspect.signature(PreTrainedModel._upload_modified_files).parameters)
+    assert parameters[:4] == ["self", "working_dir", "repo_id", "files_timestamps"]
+
+
 def test_load_state_dict_hook():
     parameters = list(inspect.signature(torch.nn.Module._load_from_state_dict).parameters)
     assert parameters[:3] == ["self", "state_dict", "prefix"]

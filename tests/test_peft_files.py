@@ -43,7 +43,13 @@ def fresh_outputs(tmp_path_factory):
         model.save_pretrained(adapter)
         outputs[family] = first_output(model)
         named = {"auto": auto, "folder": folder, "adapter": adapter, "out": f"{adapter}.named", "kwargs": {}}
-        found = {"auto": auto.replace("Auto", "AutoPeft"), "folder": adapter, "out": f"{adapter}.found", "kwargs": {}}
+        found = {
+            "module": "peft",
+            "auto": auto.replace("Auto", "AutoPeft"),
+            "folder": adapter,
+            "out": f"{adapter}.found",
+            "kwargs": {},
+        }
         jobs += [named, found]
     # Without a task, PEFT notes the class, and imports it only from packages that it is told to.
     model = get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(root / "gpt2"), lora("gpt2"))
@@ -52,7 +58,7 @@ def fresh_outputs(tmp_path_factory):
     outputs["class"] = first_output(model)
     kwargs = {"import_allowlist": ["hf_mlp_fusion"]}
     folder, out = str(root / "class-adapter"), str(root / "class-adapter.found")
-    jobs.append({"auto": "AutoPeftModel", "folder": folder, "out": out, "kwargs": kwargs})
+    jobs.append({"module": "peft", "auto": "AutoPeftModel", "folder": folder, "out": out, "kwargs": kwargs})
     (root / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).with_name("fresh_process.py")
     subprocess.run([sys.executable, script, root / "jobs.json"], check=True, env=os.environ, timeout=240)

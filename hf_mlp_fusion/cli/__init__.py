@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import FusionError, FusionWarning
-from . import bench, compare, demo, fuse, inspect, report, tune
+from . import bench, card, compare, demo, fuse, inspect, push, report, tune
 
 __all__ = ["app", "main"]
 
@@ -23,7 +23,16 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for verb in (fuse.fuse, inspect.inspect, compare.compare, report.report, demo.demo, tune.tune):
+for verb in (
+    fuse.fuse,
+    inspect.inspect,
+    compare.compare,
+    report.report,
+    tune.tune,
+    card.card,
+    push.push,
+    demo.demo,
+):
     app.command()(verb)
 app.add_typer(bench.app, name="bench")
 

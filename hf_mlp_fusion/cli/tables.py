@@ -37,10 +37,7 @@ def print_report(report: FusionReport, console: Console) -> None:
             *([ffn.method, error] if calibrated else []),
         )
     console.print(table)
-    reasons: dict[str, list[str]] = {}
-    for item in report.skipped:
-        reasons.setdefault(item.reason, []).append(item.name)
-    for reason, names in reasons.items():
+    for reason, names in report.skipped_names.items():
         span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
         console.print(f"Left as they were: {len(names)} FFNs ({span}): {reason}", markup=False)
     saved = 1 - report.parameters_after / report.parameters_before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 __all__ = ["FFNSpec", "Family"]
@@ -52,3 +53,7 @@ class Family:
     ffns: tuple[FFNSpec, ...]
     router: str | None = None
     peft_like: str | None = None
+
+    def spec_of(self, name: str) -> FFNSpec | None:
+        """The kind of FFN that has this name within the base model; None where it is no FFN's name."""
+        return next((spec for spec in self.ffns if re.fullmatch(spec.pattern, name)), None)

@@ -1,0 +1,47 @@
+"""`hf-mlp-fusion card`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+__all__ = ["card"]
+
+
+def card(
+    path: Annotated[Path, typer.Argument(help="A fused folder.")],
+    license: Annotated[
+        str | None, typer.Option(help="Licence, as the Hub calls it. [default: that of the base model's card]")
+    ] = None,
+    license_note: Annotated[str, typer.Option(help="A sentence on the licence.")] = "",
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id of the model that was fused. [default: that in the receipt]")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="Figures to show: JSON lines with task, dataset, split, metric, value (spread, seeds, command)."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write README.md anew, instead of adding to what it says.")
+    ] = False,
+) -> None:
+    """Write the model card of the fused folder PATH: README.md, and a picture of the errors beside it.
+
+    A README.md that is there keeps its text: the part on fusion is added, or written anew between its marks.
+    """
+    from ..hub import read_measured, write_card
+
+    written = write_card(
+        path,
+        overwrite=overwrite,
+        license=license,
+        license_note=license_note,
+        base_model=base_model,
+        measured=[] if results is None else read_measured(results),
+    )
+    Console(highlight=False, soft_wrap=True).print(f"Written: {written}", markup=False)

@@ -1,0 +1,52 @@
+"""The picture of a card: what fusion cost each FFN."""
+
+from __future__ import annotations
+
+import io
+
+from matplotlib.figure import Figure
+
+from ..report import FusionReport
+
+__all__ = ["PICTURE_NAME", "draw_receipt", "picture_bytes"]
+
+PICTURE_NAME = "fusion_errors.png"
+_MOST_LABELS = 48  # more would not be legible
+
+
+def draw_receipt(report: FusionReport) -> Figure | None:
+    """Draws the error of each fused FFN on the calibration data, or without any the variance that its clusters lose.
+
+    Args:
+        report: The receipt.
+
+    Returns:
+        The picture; None where the receipt knows neither (the baselines').
+    """
+    calibrated = any(ffn.calibration_error is not None for ffn in report.ffns)
+    values = {ffn.name: ffn.calibration_error if calibrated else ffn.inertia_share for ffn in report.ffns}
+    known = {name: value for name, value in values.items() if value is not None}
+    if not known:
+        return None
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(range(len(known)), list(known.values()), color="tab:blue")
+    labels = list(known) if len(known) <= _MOST_LABELS else []
+    rotation, size = (90, 6) if len(known) > 12 else (30, 8)
+    # Names of others are no formulas.
+    axes.set_xticks(range(len(labels)), labels, rotation=rotation, fontsize=size, parse_math=False)
+    axes.set_ylabel("relative output error" if calibrated else "share of variance lost")
+    axes.set_title("Fused FFNs on the calibration data" if calibrated else "Fused FFNs, without data", fontsize=9)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def picture_bytes(report: FusionReport) -> bytes | None:
+    """The picture as PNG, opaque, so that it is legible on dark pages too."""
+    figure = draw_receipt(report)
+    if figure is None:
+        return None
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=150, facecolor="white", format="png", metadata={"Software": None})
+    return stream.getvalue()
