@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from ..baselines import reduce_model
+from ..building import convert_config
 from ..config import FusionConfig
 from ..data import Batch
 from ..errors import FusionConfigError
+from ..families import family_of
 from ..measure import latencies, peak_memory
 from ..measure.running import on_device, training_step
+from ..modeling import fused_class
+from ..plan import plan_fusion
+from ..registration import config_class
+from ..section import FFNWidth, FusionSection
 
 __all__ = ["StepCost", "random_model", "step_costs"]
-
-FOLDED = "prune"
-"""The method whose models have the shapes of fused ones without P: what a fused model is once P is folded."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,14 @@ def step_costs(
 
     Args:
         model: The original model, in float32 on the device to measure on.
-        recipe: How it is fused, without data.
+        recipe: Which FFNs become how wide.
         batch_size: Rows of a batch.
         length: Tokens of each row.
         autocast: Run forwards under autocast to this dtype.
         compiled: Run them under `torch.compile`.
         seconds: Time to spend on each model.
     """
-    models = {
-        "unfused": model,
-        "fused": reduce_model(model, recipe),
-        "folded": reduce_model(model, recipe, FOLDED),
-    }
+    models = {"unfused": model, "fused": _twin(model, recipe, "fused"), "folded": _twin(model, recipe, "narrow")}
     batch = _random_batch(model, batch_size, length)
     if compiled:
         for each in models.values():
@@ -106,10 +104,20 @@ def step_costs(
     ]
 
 
+def _twin(model: PreTrainedModel, recipe: FusionConfig, form: str) -> PreTrainedModel:
+    """A model as fusion makes it of this one, with random weights; in the form `"narrow"`, without P."""
+    widths = {ffn.name: FFNWidth(width, ffn.width, form) for ffn, width in plan_fusion(model, recipe).widths}
+    section = FusionSection(recipe, {"architecture": type(model).__name__}, widths)
+    config = convert_config(model.config, config_class(family_of(model.config)), {"mlp_fusion": section.to_dict()})
+    with torch.device(model.device):
+        return fused_class(type(model))(config)
+
+
 def _random_batch(model: PreTrainedModel, batch_size: int, length: int) -> Batch:
     ids = torch.randint(5, model.config.vocab_size, (batch_size, length), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    batch |= {"labels": ids[:, :8]} if model.config.is_encoder_decoder else {}
+    if model.config.is_encoder_decoder:
+        batch |= {"decoder_input_ids": ids, "decoder_attention_mask": batch["attention_mask"]}
     return on_device(batch, model)
 
 
