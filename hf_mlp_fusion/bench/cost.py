@@ -117,7 +117,7 @@ def _random_batch(model: PreTrainedModel, batch_size: int, length: int) -> Batch
     ids = torch.randint(5, model.config.vocab_size, (batch_size, length), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
-        batch |= {"decoder_input_ids": ids, "decoder_attention_mask": batch["attention_mask"]}
+        batch |= {"decoder_input_ids": ids, "decoder_attention_mask": batch["attention_mask"], "labels": ids}
     return on_device(batch, model)
 
 

@@ -111,7 +111,8 @@ class GlueBench:
         """Loads a model for a task, and its tokenizer: with a new head, or as it is where the model writes text.
 
         Raises:
-            UnsupportedModelError: The task has no labels in words, and the model cannot do without.
+            UnsupportedModelError: The model writes text, and the task has no labels in words, or two that begin with
+                the same token.
             DataError: The model has no tokenizer.
         """
         from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, set_seed
@@ -122,6 +123,7 @@ class GlueBench:
         if AutoConfig.from_pretrained(name).is_encoder_decoder:
             if not labels:
                 raise UnsupportedModelError(f"{task} asks for a number, which a model that writes text cannot give")
+            _label_words(GLUE[task], tokenizer)
             return AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True), tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -187,11 +189,9 @@ class _Coded:
 
     def __init__(self, task: GlueTask, tokenizer: Any, max_length: int, writes: bool) -> None:
         self.task, self.tokenizer, self.max_length = task, tokenizer, max_length
-        self.words = [tokenizer(label)["input_ids"] for label in task.labels] if writes else []
+        self.words = _label_words(task, tokenizer) if writes else []
         self.firsts = [word[0] for word in self.words]
         self.metric = load("glue", task.name)
-        if len(set(self.firsts)) < len(self.firsts):
-            raise UnsupportedModelError(f"labels of {task.name} begin with the same token in this model's vocabulary")
 
     def rows(self, part: Dataset) -> list[dict[str, Any]]:
         texts = [list(part[column]) for column in self.task.texts]
@@ -220,6 +220,13 @@ class _Coded:
             for name, value in self.metric.compute(predictions=predictions, references=labels).items()
         }
         return values | {"score": sum(values[name] for name in self.task.metrics) / len(self.task.metrics)}
+
+
+def _label_words(task: GlueTask, tokenizer: Any) -> list[list[int]]:
+    words: list[list[int]] = [tokenizer(label)["input_ids"] for label in task.labels]
+    if len({word[0] for word in words}) < len(words):
+        raise UnsupportedModelError(f"labels of {task.name} begin with the same token in this model's vocabulary")
+    return words
 
 
 def _read_split(task: GlueTask, source: str, split: str) -> Dataset:

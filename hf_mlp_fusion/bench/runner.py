@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from .. import __version__
 from ..baselines import METHODS, reduce_model
 from ..config import FusionConfig
-from ..errors import FusionConfigError, FusionError
+from ..errors import FusionConfigError, UnsupportedModelError
 from .benches import BENCHES
 from .lines import Line, key_of
 from .train import Settings
@@ -129,14 +129,17 @@ def run_job(job: Job) -> Iterator[Line]:
     bench = BENCHES[job.bench]
     data = bench.load_data(job.task, job.data, job.limit)
     source = job.method.removeprefix(RIVAL) if job.method.startswith(RIVAL) else job.model
-    model, tokenizer = bench.load_model(job.task, source, job.seed)
+    try:
+        model, tokenizer = bench.load_model(job.task, source, job.seed)
+    except UnsupportedModelError as error:  # of this task, say; the others go on
+        yield from _refused(job, error)
+        return
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     started = time.perf_counter()
     try:
         smaller = _reduced(job, model, tokenizer, data)
-    except FusionError as error:
-        for rate in job.rates:
-            yield replace(_described(job, rate, model), refused=str(error))
+    except (FusionConfigError, UnsupportedModelError) as error:
+        yield from _refused(job, error)
         return
     reduce_seconds = time.perf_counter() - started
     for rate in job.rates:
@@ -157,6 +160,10 @@ def _reduced(job: Job, model: PreTrainedModel, tokenizer: Any, data: Any) -> Pre
         return model
     calibration = BENCHES[job.bench].calibration(job.task, model, tokenizer, data, job.settings)
     return reduce_model(model, job.recipe, job.method, calibration=calibration)
+
+
+def _refused(job: Job, error: Exception) -> Iterator[Line]:
+    return (replace(job.line(rate), refused=str(error)) for rate in job.rates)
 
 
 def _described(job: Job, rate: float, model: PreTrainedModel) -> Line:

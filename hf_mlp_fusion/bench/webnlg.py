@@ -143,14 +143,15 @@ def write_texts(model: PreTrainedModel, tokenizer: Any, items: Sequence[WebNLGIt
         items: The items.
     """
     model.eval()
-    room = longest_row(model, 1024) - _NEW_TOKENS
+    longest = longest_row(model, 1024)
+    new_tokens = min(_NEW_TOKENS, longest // 2)
     order = sorted(range(len(items)), key=lambda index: sum(map(len, items[index].triples)))
     texts = [""] * len(items)
     for chunk in _chunks(order, _BATCH):
-        prompts = on_device(prompt_batch([items[index] for index in chunk], tokenizer, room), model)
+        prompts = on_device(prompt_batch([items[index] for index in chunk], tokenizer, longest - new_tokens), model)
         written = model.generate(  # type: ignore[operator]
             **prompts,
-            max_new_tokens=_NEW_TOKENS,
+            max_new_tokens=new_tokens,
             num_beams=_BEAMS,
             do_sample=False,
             early_stopping=True,

@@ -1,0 +1,99 @@
+import dataclasses
+import math
+
+import pytest
+from rich.console import Console
+
+from hf_mlp_fusion.bench.lines import Line
+from hf_mlp_fusion.bench.table import markdown, print_tables, summarise
+
+
+def line(method, task, seed, rate, fold, reported, **changes):
+    scores = [[{"score": value, "loss": 1.0} for value in values] for values in (fold, reported)]
+    values = {"settings": {"epochs": 2}, "fold": scores[0], "reported": scores[1], "parameters": 2_000_000}
+    return Line(f"{method}{task}{seed}{rate}", "glue", "m", task, method, seed, rate, **(values | changes))
+
+
+LINES = [
+    # The fold chooses rate 2 (mean 85 against 75) and the second epoch, whatever is reported.
+    line("fusion", "sst2", 0, 1.0, [70, 80], [99, 99]),
+    line("fusion", "sst2", 1, 1.0, [70, 60], [99, 99]),
+    line("fusion", "sst2", 0, 2.0, [10, 90], [95, 60]),
+    line("fusion", "sst2", 1, 2.0, [20, 80], [95, 70]),
+    line("fusion", "cola", 0, 1.0, [5, 5], [20, 0]),  # of equal epochs the first
+    line("fusion", "cola", 1, 1.0, [5, 4], [40, 0]),
+    line("unfused", "sst2", 0, 1.0, [1], [80]),
+    line("unfused", "sst2", 1, 1.0, [1], [80]),
+    line("unfused", "cola", 0, 1.0, [1], [20]),
+    line("unfused", "cola", 1, 1.0, [1], [20]),
+]
+
+
+def cells(lines):
+    (table,) = summarise(lines)
+    return {(cell.method, cell.column): cell for cell in table}
+
+
+def test_the_fold_chooses_rate_and_epoch():
+    found = cells(LINES)
+    fusion = found["fusion", "sst2"]
+    assert (fusion.mean, fusion.rate, fusion.seeds) == (65.0, 2.0, 2)
+    assert fusion.spread == pytest.approx(math.sqrt(50))
+    assert fusion.share == pytest.approx(65 / 80)
+    assert found["fusion", "cola"].mean == 30.0
+    average = found["fusion", "average"]
+    # Seed 0: (60 + 20) / 2, seed 1: (70 + 40) / 2.
+    assert (average.mean, average.rate) == (47.5, None)
+    assert average.spread == pytest.approx(15 / math.sqrt(2))
+    assert average.share == pytest.approx(47.5 / 50)
+
+
+def test_a_rate_that_lacks_seeds_is_not_chosen():
+    assert cells(LINES[:3] + LINES[4:])["fusion", "sst2"].rate == 1.0
+
+
+def test_a_run_that_diverged_is_not_chosen():
+    lines = [
+        line("fusion", "sst2", 0, 1.0, [math.nan], [math.nan]),
+        line("fusion", "sst2", 0, 2.0, [-5], [3]),
+    ]
+    assert cells(lines)["fusion", "sst2"].mean == 3.0
+
+
+def test_markdown():
+    rival = line("rival:other", "sst2", 0, 1.0, [1], [70], parameters=1_500_000)
+    assert markdown([rival, *LINES]) == (
+        "m: mean and standard deviation over 2 seeds\n\n"
+        "|  | parameters | sst2 | cola | average |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| unfused | 2.0 M | 80.00 ± 0.00 | 20.00 ± 0.00 | 50.00 ± 0.00 |\n"
+        "| fusion | 2.0 M | 65.00 ± 7.07 | 30.00 ± 14.14 | 47.50 ± 10.61 (95.0%) |\n"
+        "| rival:other | 1.5 M | 70.00 | – | – |\n"
+    )
+
+
+def test_models_and_settings_have_tables_of_their_own():
+    other = [dataclasses.replace(item, settings={"epochs": 3}) for item in LINES]
+    assert len(summarise([*LINES, *other])) == 2
+
+
+def test_what_was_refused_is_said(capsys):
+    refused = line("layer_drop", "sst2", 0, 1.0, [], [], refused="two stacks")
+    print_tables([*LINES, refused], Console(width=100))
+    assert "sst2, every second layer: two stacks" in capsys.readouterr().out
+
+
+def test_metrics_of_a_bench_are_columns():
+    webnlg = Line(
+        "k",
+        "webnlg",
+        "m",
+        "webnlg",
+        "unfused",
+        0,
+        1.0,
+        {},
+        fold=[{"loss": 2.0, "score": -2.0}, {"loss": 1.0, "score": -1.0}],
+        reported=[{"bleu": 30.0, "ter": 60.0, "meteor_exact_stem": 40.0}],
+    )
+    assert [cell.column for cell in summarise([webnlg])[0]] == ["bleu", "ter"]
