@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
 
-__all__ = ["carry_side_files", "load_stock_model", "locate_file"]
+__all__ = ["carry_side_files", "load_fused_model", "load_stock_model", "locate_file"]
 
 # What belongs to a model besides its weights, config and generation config (`save_pretrained` writes those):
 # tokenizers, processors, and the module list of sentence-transformers. Never code, never the base model's card.
@@ -50,11 +50,7 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         UnsupportedModelError: Its model class is none of transformers' own, or it has no safetensors.
         BrokenCheckpointError: Its files are broken.
     """
-    _check_exists(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise FusionConfigError(f"{name_or_path} has no readable config.json: {_first_line(error)}") from error
+    config = _read_config(name_or_path)
     architecture = (config.architectures or [None])[0]
     stock = getattr(transformers, architecture, None) if isinstance(architecture, str) else AutoModel
     if architecture and architecture.startswith("Fused"):
@@ -63,9 +59,48 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         )
     if stock is None:
         raise UnsupportedModelError(f"{name_or_path} has the class {architecture!r}, which transformers does not know")
+    return _load(stock, name_or_path, config, dtype, device)
+
+
+def load_fused_model(name_or_path: str) -> PreTrainedModel:
+    """Loads a fused model with the head and dtype it was saved with. Only safetensors are read.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+
+    Raises:
+        FusionConfigError: There is no such folder or repository.
+        UnsupportedModelError: It is not fused, or has no safetensors.
+        BrokenCheckpointError: Its files are broken.
+    """
+    from . import modeling
+
+    config = _read_config(name_or_path)
+    if getattr(config, "mlp_fusion", None) is None:
+        raise UnsupportedModelError(
+            f"{name_or_path} is not fused; fuse it with `hf-mlp-fusion fuse {name_or_path} OUT`"
+        )
+    architecture = (config.architectures or ["AutoModel"])[0]
+    cls = AutoModel if architecture == "AutoModel" else getattr(modeling, str(architecture), None)
+    if cls is None:
+        raise UnsupportedModelError(
+            f"{name_or_path} has the class {architecture!r}, which hf_mlp_fusion does not know"
+        )
+    return _load(cls, name_or_path, config, "auto", "cpu")
+
+
+def _read_config(name_or_path: str) -> Any:
+    _check_exists(name_or_path)
+    try:
+        return AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise FusionConfigError(f"{name_or_path} has no readable config.json: {_first_line(error)}") from error
+
+
+def _load(cls: Any, name_or_path: str, config: Any, dtype: str, device: str) -> Any:
     kwargs: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
     try:
-        return stock.from_pretrained(name_or_path, config=config, dtype=dtype, use_safetensors=True, **kwargs)
+        return cls.from_pretrained(name_or_path, config=config, dtype=dtype, use_safetensors=True, **kwargs)
     except OSError as error:
         if "safetensors" in str(error):
             raise UnsupportedModelError(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import FusionError, FusionWarning
-from . import compare, demo, fuse, inspect, report
+from . import compare, demo, export, fuse, inspect, report
 
 __all__ = ["app", "main"]
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for verb in (fuse.fuse, inspect.inspect, compare.compare, report.report, demo.demo):
+for verb in (fuse.fuse, inspect.inspect, export.export, compare.compare, report.report, demo.demo):
     app.command()(verb)
 
 

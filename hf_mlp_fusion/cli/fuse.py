@@ -15,7 +15,7 @@ from ..config import NTKS, REFITS, SELECTIONS, TARGETS, FusionConfig
 from ..errors import FusionConfigError
 from .tables import print_report
 
-__all__ = ["fuse", "parse_layers", "parse_width"]
+__all__ = ["check_dtype", "fuse", "parse_layers", "parse_width"]
 
 _DEFAULTS = FusionConfig()
 
@@ -72,10 +72,8 @@ def fuse(
     if len(given) > 1:
         raise FusionConfigError("give one of --texts FILE, --dataset NAME and --sampled")
     config.resolved(calibrated=bool(given))
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise FusionConfigError(f"--dtype must be auto, float32, bfloat16 or float16, not {dtype!r}")
-    _check_places(model, out)
-    check_output_folder(out, overwrite=overwrite)
+    check_dtype(dtype)
+    check_output_folder(out, overwrite=overwrite, source=model)
 
     from ..calibration import SAMPLED
     from ..data import read_texts
@@ -85,14 +83,9 @@ def fuse(
     calibration = SAMPLED if sampled else read_texts(str(given[0]), split=split) if given else None
     stock = load_stock_model(model, dtype=dtype, device=device)
     fused = fuse_model(stock, config, calibration=calibration, inplace=True)
-    try:
-        with output_folder(out, overwrite=overwrite) as folder:
-            carry_side_files(model, folder)
-            fused.save_pretrained(folder)
-    except FusionConfigError:
-        raise
-    except Exception as error:
-        raise OSError(f"{out} could not be written, and nothing was left behind: {error}") from error
+    with output_folder(out, overwrite=overwrite) as folder:
+        carry_side_files(model, folder)
+        fused.save_pretrained(folder)
     report = fused.fusion_report
     if as_json:
         typer.echo(report.to_json(), nl=False)
@@ -126,6 +119,16 @@ def parse_layers(text: str) -> str | list[int] | list[str]:
     return items if len(items) > 1 else text
 
 
+def check_dtype(text: str) -> None:
+    """Checks a `--dtype`.
+
+    Raises:
+        FusionConfigError: It is none of those that weights are stored in.
+    """
+    if text not in ("auto", "float32", "bfloat16", "float16"):
+        raise FusionConfigError(f"--dtype must be auto, float32, bfloat16 or float16, not {text!r}")
+
+
 def _number(text: str) -> int | float:
     try:
         return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
@@ -133,9 +136,3 @@ def _number(text: str) -> int | float:
         raise FusionConfigError(
             f"--width: {text!r} is no number; write units (384), a share (0.25), or pairs such as 'h.1?.mlp=0.25'"
         ) from None
-
-
-def _check_places(model: str, out: Path) -> None:
-    source, target = Path(model).absolute(), out.absolute()
-    if source.is_dir() and (target == source or target in source.parents):
-        raise FusionConfigError(f"{out} is or holds the model itself; name another folder")

@@ -43,9 +43,11 @@ class Family:
         config_class: Name of the stock config class in `transformers`.
         ffns: The kinds of FFN it has.
         router: Regular expression for the parameter names of MoE routers, where the family has any.
+        width_field: Name of the config field that holds the width of all FFNs; `export_plain` needs it.
     """
 
     model_type: str
     config_class: str
     ffns: tuple[FFNSpec, ...]
     router: str | None = None
+    width_field: str | None = None

@@ -16,4 +16,5 @@ SWITCH = Family(
         ),
     ),
     router=r".*\.mlp\.router\..*",
+    width_field="d_ff",
 )
