@@ -1,7 +1,9 @@
 """Loads model folders where `hf_mlp_fusion` cannot be imported, and saves what they compute.
 
-Usage: python plain_process.py JOBS, JOBS a JSON list of {auto, folder, inputs, out}. It needs torch and transformers only.
+Usage: python plain_process.py JOBS, JOBS a JSON list of {auto, folder, inputs, out}. torch and transformers suffice.
 """
+
+# ruff: noqa: E402 (the block comes before the imports that it is for)
 
 import json
 import sys

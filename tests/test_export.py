@@ -27,7 +27,12 @@ from hf_mlp_fusion.baselines import reduce_model
 from hf_mlp_fusion.families import FAMILIES
 
 ALL = FusionConfig(width=16, targets="all")
-FIELDS = {"bert": "intermediate_size", "roberta": "intermediate_size", "gpt2": "n_inner", "switch_transformers": "d_ff"}
+FIELDS = {
+    "bert": "intermediate_size",
+    "roberta": "intermediate_size",
+    "gpt2": "n_inner",
+    "switch_transformers": "d_ff",
+}
 AUTO = {
     "bert": "AutoModelForMaskedLM",
     "roberta": "AutoModelForMaskedLM",
@@ -143,7 +148,10 @@ def test_zero_units_add_nothing(exported):
 @pytest.mark.parametrize(
     ("family", "message"),
     [
-        ("gpt2", r"2 widths, 16 \(h\.1\.mlp and 1 more\), 64 \(h\.0\.mlp\), and n_inner of a GPT2Config is one number"),
+        (
+            "gpt2",
+            r"2 widths, 16 \(h\.1\.mlp and 1 more\), 64 \(h\.0\.mlp\), and n_inner of a GPT2Config is one number",
+        ),
         ("switch_transformers", r"16 \(encoder\.block\.3.*expert_0 and 7 more\), 64 .*d_ff of a SwitchTransformersC"),
     ],
 )
