@@ -106,10 +106,11 @@ def export_plain(
         384
     """
     out = Path(out).expanduser()
-    source = None if isinstance(model, PreTrainedModel) else str(model)
+    source = str(model) if isinstance(model, str | Path) else None
     check_output_folder(out, overwrite=overwrite, source=source)
-    if not isinstance(model, PreTrainedModel):
+    if isinstance(model, str | Path):
         model = load_fused_model(str(model))
+    check_whole(model)
     if onnx:
         check_onnx(model)
     plain, report = plain_model(model, pad=pad, dtype=dtype)
@@ -141,7 +142,6 @@ def plain_model(
         FusionConfigError: As `export_plain`.
         UnsupportedModelError: As `export_plain`.
     """
-    check_whole(model)
     if not isinstance(model, FusedModelMixin):
         raise UnsupportedModelError(f"{type(model).__name__} is a stock class already: save_pretrained exports it")
     stock, family = stock_class(type(model)), family_of(model.config)

@@ -113,22 +113,15 @@ def _rescaled(
     dtype: torch.dtype | None = None,
 ) -> FFNWeights:
     """Multiplies by the factors of a scaling, or divides; each weight is rounded once."""
-
-    def apply(part: Tensor | None, factor: Tensor) -> Tensor | None:
-        if part is None:
-            return None
-        wide = torch.promote_types(part.dtype, torch.float32)
-        return operation(part.to(wide), factor.to(part.device, wide)).to(dtype or part.dtype)
-
     inner = torch.tensor(scaling.inner_scale, dtype=torch.float64)
-    down = apply(weights.down, scaling.factor)
-    assert down is not None
-    if weights.gate is not None:
-        gate, gate_bias = apply(weights.gate, inner), apply(weights.gate_bias, inner)
-        return replace(weights, gate=gate, gate_bias=gate_bias, down=down)
-    up, up_bias = apply(weights.up, inner), apply(weights.up_bias, inner)
-    assert up is not None
-    return replace(weights, up=up, up_bias=up_bias, down=down)
+    seen = ("up", "up_bias") if weights.gate is None else ("gate", "gate_bias")  # by the activation
+    changed = {}
+    for name, factor in {"down": scaling.factor, **dict.fromkeys(seen, inner)}.items():
+        part: Tensor | None = getattr(weights, name)
+        if part is not None:
+            wide = torch.promote_types(part.dtype, torch.float32)
+            changed[name] = operation(part.to(wide), factor.to(wide).to(part.device)).to(dtype or part.dtype)
+    return replace(weights, **changed)
 
 
 def _set_form(model: PreTrainedModel, scalings: dict[str, ClusterScaling], form: str) -> None:

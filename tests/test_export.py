@@ -205,6 +205,19 @@ def test_a_family_must_say_its_width_field(tmp_path, monkeypatch):
         export_plain(model, tmp_path / "plain")
 
 
+def test_adapters_are_merged_first(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(target_modules=["c_fc", "mlp.c_proj"], fan_in_fan_out=True, init_lora_weights=False)
+    wrapped = get_peft_model(calibrated(), lora)
+    with pytest.raises(UnsupportedModelError, match="merge_and_unload"):
+        export_plain(wrapped, tmp_path / "plain")
+    model = wrapped.merge_and_unload()
+    export_plain(model, tmp_path / "plain")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert_equal_outputs(first_output(plain), first_output(model))
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A fused folder with a tokenizer."""
