@@ -14,6 +14,8 @@ from .registration import register_family
 if TYPE_CHECKING:
     from .config import FusionConfig
     from .errors import BrokenCheckpointError, FusionConfigError, FusionError, FusionWarning, UnsupportedModelError
+    from .export import export_plain
+    from .folding import fold, unfold
     from .fuse import fuse_model
     from .kernel_size import calibrate_ntk
     from .modules import ClusterScaling, FusedMLP
@@ -33,9 +35,12 @@ _LAZY = {
     "FusionWarning": "errors",
     "UnsupportedModelError": "errors",
     "calibrate_ntk": "kernel_size",
+    "export_plain": "export",
+    "fold": "folding",
     "freeze_routers": "routers",
     "fuse_model": "fuse",
     "router_losses": "routers",
+    "unfold": "folding",
 }
 
 __all__ = [
@@ -49,10 +54,13 @@ __all__ = [
     "FusionWarning",
     "UnsupportedModelError",
     "calibrate_ntk",
+    "export_plain",
+    "fold",
     "freeze_routers",
     "fuse_model",
     "register_family",
     "router_losses",
+    "unfold",
 ]
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import FusionConfigError
+from .errors import FusionConfigError, FusionError
 
 __all__ = ["check_output_folder", "output_folder", "write_bytes", "write_text"]
 
@@ -28,6 +28,7 @@ def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     Raises:
         FusionConfigError: `out` is a file, or a folder that is not empty (unless `overwrite`, and then only if it is
             a model folder).
+        OSError: It could not be written. Errors of this package, raised in the block, pass unchanged.
     """
     out = Path(out).expanduser().absolute()
     check_output_folder(out, overwrite=overwrite)
@@ -43,12 +44,24 @@ def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
             shutil.rmtree(replaced)
         else:
             temporary.rename(out)
+    except FusionError:
+        raise
+    except Exception as error:  # safetensors has exceptions of its own
+        raise OSError(f"{out} could not be written, and nothing was left behind: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_output_folder(out: Path, *, overwrite: bool) -> None:
-    """Refuses, before any work is done, what `output_folder` would refuse."""
+def check_output_folder(out: Path, *, overwrite: bool, source: str | Path | None = None) -> None:
+    """Refuses, before any work is done, what `output_folder` would refuse.
+
+    Args:
+        out: The folder to write.
+        overwrite: As for `output_folder`.
+        source: Folder (or Hub id) of the model that is read: `out` must be another.
+    """
+    if source is not None and Path(source).is_dir() and Path(source).resolve().is_relative_to(out.resolve()):
+        raise FusionConfigError(f"{out} is or holds the model itself; name another folder")
     if out.is_file():
         raise FusionConfigError(f"{out} is a file; name a folder")
     if not out.exists() or not any(out.iterdir()):

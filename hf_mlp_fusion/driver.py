@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
+from .building import convert_config, rebuild
 from .config import FusionConfig
 from .errors import FusionConfigError, FusionWarning, UnsupportedModelError
 from .families import family_of
@@ -28,7 +29,7 @@ from .registration import config_class
 from .report import FFNReport, FusionReport
 from .section import FFNWidth, FusionSection
 
-__all__ = ["LayerReducer", "Method", "ReducedFFN", "check_reducible", "reduce_ffns"]
+__all__ = ["LayerReducer", "Method", "ReducedFFN", "check_reducible", "check_whole", "reduce_ffns"]
 
 Weights = TypeVar("Weights", bound=ReducedWeights, covariant=True)
 
@@ -161,13 +162,25 @@ def check_reducible(model: PreTrainedModel) -> None:
             "the model is fused already, and fusion cannot be repeated or undone: start from the original, "
             f"{model.config.mlp_fusion['source'].get('name_or_path') or 'the model that was fused'}"
         )
+    check_whole(model)
+
+
+def check_whole(model: PreTrainedModel) -> None:
+    """Checks that all weights of a model are there to be read and written, and nothing else computes beside them.
+
+    Args:
+        model: The model, stock or fused.
+
+    Raises:
+        UnsupportedModelError: They are not, and why; or its family is not supported.
+    """
     if not isinstance(model, PreTrainedModel):
         hint = "; call merge_and_unload() first" if hasattr(model, "peft_config") else ""
-        raise UnsupportedModelError(f"fuse_model takes a transformers model, not a {type(model).__name__}{hint}")
+        raise UnsupportedModelError(f"a transformers model is needed, not a {type(model).__name__}{hint}")
     if getattr(model, "peft_config", None):
-        raise UnsupportedModelError("the model carries PEFT adapters: merge or delete them, fuse, then add adapters")
+        raise UnsupportedModelError("the model carries PEFT adapters: merge or delete them first, add adapters after")
     if getattr(model, "is_quantized", False):
-        raise UnsupportedModelError("the model is quantized: load it without quantization, fuse it, then quantize")
+        raise UnsupportedModelError("the model is quantized: load it without quantization, and quantize afterwards")
     family_of(model.config)
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise UnsupportedModelError("some weights are offloaded or on the meta device: load the model without that")
@@ -199,9 +212,7 @@ def _replace(ffn: FFN, weights: ReducedWeights, method: Method) -> None:
     trainable = {path: ffn.host.get_submodule(path).weight.requires_grad for path in ffn.paths}
     tensors = form.tensors(ffn, weights)
     form.install(ffn, form.width(weights), ffn.width)
-    state = ffn.host.state_dict()
-    for name, tensor in tensors.items():
-        state[name].copy_(tensor)
+    ffn.write(tensors)
     for path, trains in trainable.items():
         ffn.host.get_submodule(path).requires_grad_(trains)  # type: ignore[arg-type]
 
@@ -216,29 +227,14 @@ def _source(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _build(working: PreTrainedModel, section: FusionSection, inplace: bool) -> Any:
-    """Builds the fused twin of a stock model with fused FFNs, taking over its tensors.
-
-    The public `from_pretrained` does it: it ties weights, fills unsaved buffers and hooks up recorded outputs.
-    """
-    values = working.config.to_dict()
-    for name in ("model_type", "transformers_version", "architectures"):
-        values.pop(name, None)
-    values["mlp_fusion"] = section.to_dict()
-    fused: Any = fused_class(type(working)).from_pretrained(
-        None,
-        config=config_class(family_of(working.config)).from_dict(values),
-        state_dict=working.state_dict(),
-        dtype=working.dtype,
-        device_map=None if working.device.type == "cpu" else {"": working.device},
-        attn_implementation=working.config._attn_implementation,
-    )
+    """Builds the fused twin of a stock model with fused FFNs, taking over its tensors."""
+    config_type = config_class(family_of(working.config))
+    config = convert_config(working.config, config_type, {"mlp_fusion": section.to_dict()})
+    fused = rebuild(working, fused_class(type(working)), config, working.state_dict())
     fused.name_or_path = fused.config.name_or_path = ""  # not "None", which an adapter would note as its base
-    fused.train(working.training)
     stock_parameters = dict(working.named_parameters())
     for name, parameter in fused.named_parameters():
         parameter.requires_grad_(stock_parameters[name].requires_grad)
-    if getattr(working, "generation_config", None) is not None:
-        fused.generation_config = working.generation_config
     if inplace:
         working.to(torch.device("meta"))  # type: ignore[arg-type]
     return fused

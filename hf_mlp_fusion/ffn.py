@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -140,6 +140,16 @@ class FFN:
             if bias is not None:
                 tensors[f"{path}.bias"] = bias
         return tensors
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies values into its parameters and buffers.
+
+        Args:
+            tensors: The values, by their names below the host.
+        """
+        state = self.host.state_dict()
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
 
     @property
     def paths(self) -> tuple[str, ...]:

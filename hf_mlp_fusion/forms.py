@@ -13,10 +13,20 @@ from torch import Tensor
 
 from .ffn import FFN
 from .low_rank import LowRankLinear
-from .modules import ClusterScaling, fused_mlp_class
+from .modules import ClusterScaling, FusedMLP, fused_mlp_class, stock_mlp_class
 from .reduction import FFNWeights, Fusion
 
-__all__ = ["FORMS", "Form", "FusedForm", "LowRankForm", "LowRankWeights", "NarrowForm", "ReducedWeights"]
+__all__ = [
+    "FORMS",
+    "Form",
+    "FusedForm",
+    "LowRankForm",
+    "LowRankWeights",
+    "NarrowForm",
+    "ReducedWeights",
+    "install_scaling",
+    "remove_scaling",
+]
 
 
 @dataclass(frozen=True)
@@ -70,10 +80,7 @@ class FusedForm:
         ffn.narrow(width)
         with torch.device(ffn.host.get_submodule(ffn.spec.up).weight.device):  # type: ignore[arg-type]
             scaling = ClusterScaling(ffn.host.get_submodule(ffn.spec.activation), width, original_width)
-        ffn.swap(ffn.spec.activation, scaling)
-        # As torch's parametrizations and FSDP2 do: same module, same children and hooks, a subclass of its own class.
-        owner = ffn.owner
-        owner.__class__ = fused_mlp_class(type(owner))
+        install_scaling(ffn, scaling)
 
     def tensors(self, ffn: FFN, weights: ReducedWeights) -> dict[str, Tensor]:
         """See `Form`."""
@@ -84,6 +91,36 @@ class FusedForm:
     def scaling_name(self, ffn: FFN) -> str:
         """See `Form`."""
         return f"{ffn.prefix}{ffn.name}.{ffn.spec.activation}.cluster_sizes"
+
+
+def install_scaling(ffn: FFN, scaling: ClusterScaling) -> None:
+    """Puts P behind the activation of a narrow FFN, which becomes a `FusedMLP`.
+
+    Args:
+        ffn: The FFN.
+        scaling: P, around the FFN's activation.
+    """
+    ffn.swap(ffn.spec.activation, scaling)
+    # As torch's parametrizations and FSDP2 do: same module, same children and hooks, a subclass of its own class.
+    owner = ffn.owner
+    owner.__class__ = fused_mlp_class(type(owner))
+
+
+def remove_scaling(ffn: FFN) -> ClusterScaling:
+    """Takes P out again and leaves a narrow FFN of the stock class.
+
+    Args:
+        ffn: A fused FFN.
+
+    Returns:
+        What `install_scaling` was given.
+    """
+    owner = ffn.owner
+    assert isinstance(owner, FusedMLP)
+    scaling = owner.scaling
+    ffn.swap(ffn.spec.activation, scaling.activation)
+    owner.__class__ = stock_mlp_class(type(owner))  # type: ignore[assignment]
+    return scaling
 
 
 class NarrowForm:

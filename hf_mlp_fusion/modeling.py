@@ -28,7 +28,7 @@ from .registration import config_class
 from .report import REPORT_NAME, FusionReport
 from .section import FusionSection
 
-__all__ = ["MODEL_TAGS", "FusedModelMixin", "fused_class"]
+__all__ = ["MODEL_TAGS", "FusedModelMixin", "fused_class", "stock_class"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +45,11 @@ class FusedModelMixin:
 
     Attributes:
         fusion_report: The receipt of the fusion, where one lies beside the weights; None otherwise.
+        folded_scalings: What `fold` took out of the FFNs, by name; None in a model that is not folded.
     """
 
     fusion_report: FusionReport | None = None
+    folded_scalings: dict[str, ClusterScaling] | None = None
 
     def post_init(self) -> None:
         """Narrows the stock FFNs. All modules exist by now; weights, ties and parallel plans do not yet."""
@@ -251,6 +253,17 @@ def fused_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         },
     )
     return _FUSED_CLASSES[stock]
+
+
+def stock_class(fused: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Returns the stock class that `fused_class` made a class from.
+
+    Args:
+        fused: What `fused_class` returned.
+    """
+    return next(
+        base for base in fused.__mro__ if issubclass(base, PreTrainedModel) and not issubclass(base, FusedModelMixin)
+    )
 
 
 def __getattr__(name: str) -> Any:

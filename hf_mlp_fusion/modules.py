@@ -11,7 +11,14 @@ from transformers.pytorch_utils import Conv1D
 from .errors import BrokenCheckpointError
 from .reduction import even_cluster_sizes
 
-__all__ = ["ClusterScaling", "FusedMLP", "check_cluster_sizes", "fused_mlp_class", "narrow_projection"]
+__all__ = [
+    "ClusterScaling",
+    "FusedMLP",
+    "check_cluster_sizes",
+    "fused_mlp_class",
+    "narrow_projection",
+    "stock_mlp_class",
+]
 
 
 class ClusterScaling(nn.Module):
@@ -43,11 +50,15 @@ class ClusterScaling(nn.Module):
         self.outer_scale = 1.0
         self.register_buffer("cluster_sizes", even_cluster_sizes(width, original_width))
 
+    @property
+    def factor(self) -> Tensor:
+        """s2 P, what the activation is multiplied by, `[k]`."""
+        return self.cluster_sizes if self.outer_scale == 1.0 else self.cluster_sizes * self.outer_scale
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Applies the activation and P; the result has the dtype of the activation's."""
         hidden = self.activation(hidden if self.inner_scale == 1.0 else hidden * self.inner_scale)
-        sizes = self.cluster_sizes if self.outer_scale == 1.0 else self.cluster_sizes * self.outer_scale
-        return hidden * sizes.to(hidden.dtype)
+        return hidden * self.factor.to(hidden.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.original_width} -> {self.cluster_sizes.numel()} units"
@@ -94,7 +105,7 @@ class FusedMLP(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made at run time; pickle and deepcopy find it again by its stock class.
-        return _empty_fused_mlp, (type(self).__bases__[1],), self.__dict__
+        return _empty_fused_mlp, (stock_mlp_class(type(self)),), self.__dict__
 
 
 _FUSED_MLPS: dict[type[nn.Module], type[FusedMLP]] = {}
@@ -110,6 +121,15 @@ def fused_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:
         members = {"__doc__": f"`{stock.__name__}`, fused.", "__module__": __name__}
         _FUSED_MLPS[stock] = type(f"Fused{stock.__name__}", (FusedMLP, stock), members)
     return _FUSED_MLPS[stock]
+
+
+def stock_mlp_class(fused: type[FusedMLP]) -> type[nn.Module]:
+    """Returns the stock FFN class that `fused_mlp_class` made a class from.
+
+    Args:
+        fused: What `fused_mlp_class` returned.
+    """
+    return fused.__bases__[1]
 
 
 def _empty_fused_mlp(stock: type[nn.Module]) -> FusedMLP:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["FFNWeights", "Fusion", "even_cluster_sizes", "fuse_weights", "select_units"]
 
@@ -110,6 +110,20 @@ class FFNWeights:
         """
         bias = None if self.down_bias is None else down_bias.to(self.down_bias)
         return replace(self, down=down.to(self.down), down_bias=bias)
+
+    def padded(self, width: int) -> FFNWeights:
+        """The same FFN with zero units behind its own, which add 0 · σ(0) to the output.
+
+        Args:
+            width: Units afterwards, I or more.
+        """
+        more = width - self.width
+        up_bias, gate_bias = (
+            None if part is None else nn.functional.pad(part, (0, more)) for part in (self.up_bias, self.gate_bias)
+        )
+        gate = None if self.gate is None else nn.functional.pad(self.gate, (0, 0, 0, more))
+        up, down = nn.functional.pad(self.up, (0, 0, 0, more)), nn.functional.pad(self.down, (0, more))
+        return FFNWeights(up, down, up_bias, gate, gate_bias, self.down_bias)
 
     def picked(self, kept: np.ndarray) -> FFNWeights:
         """Some of the units as they are.

@@ -87,7 +87,7 @@ def register_family(family: Family) -> None:
         ...     activation="intermediate.intermediate_act_fn",
         ...     down="output.dense",
         ... )
-        >>> register_family(Family("electra", "ElectraConfig", (layer,)))
+        >>> register_family(Family("electra", "ElectraConfig", (layer,), width_field="intermediate_size"))
     """
     if FAMILIES.get(family.model_type, family) != family:
         raise FusionConfigError(f"a family with model_type {family.model_type!r} is registered already")

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..building import rebuild
 from ..config import FusionConfig
 from ..driver import check_reducible
 from ..errors import FusionConfigError, UnsupportedModelError
@@ -72,15 +73,7 @@ def drop_layers(model: PreTrainedModel, config: FusionConfig) -> Any:
             state[f"{path}.{places[int(match[1])]}.{name[match.end() :]}"] = tensor.clone()
     smaller_config = copy.deepcopy(model.config)
     smaller_config.num_hidden_layers = len(kept)
-    smaller = type(model).from_pretrained(
-        None,
-        config=smaller_config,
-        state_dict=state,
-        dtype=model.dtype,
-        device_map=None if model.device.type == "cpu" else {"": model.device},
-        attn_implementation=model.config._attn_implementation,
-    )
-    return smaller.train(model.training)
+    return rebuild(model, type(model), smaller_config, state)
 
 
 def remaining_ffns(model: PreTrainedModel, smaller: PreTrainedModel, config: FusionConfig) -> list[str]:

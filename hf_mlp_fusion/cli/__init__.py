@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import FusionError, FusionWarning
-from . import bench, card, compare, demo, fuse, inspect, push, report, tune
+from . import bench, card, compare, demo, export, fuse, inspect, push, report, tune
 
 __all__ = ["app", "main"]
 
@@ -29,6 +29,7 @@ for verb in (
     compare.compare,
     report.report,
     tune.tune,
+    export.export,
     card.card,
     push.push,
     demo.demo,

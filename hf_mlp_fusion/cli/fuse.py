@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from ..config import NTKS, REFITS, SELECTIONS, TARGETS, FusionConfig
 from ..errors import FusionConfigError
 from .tables import print_report
 
-__all__ = ["check_places", "fuse", "parse_layers", "parse_width", "write_model"]
+__all__ = ["check_dtype", "fuse", "parse_layers", "parse_width"]
 
 _DEFAULTS = FusionConfig()
 
@@ -72,20 +72,20 @@ def fuse(
     if len(given) > 1:
         raise FusionConfigError("give one of --texts FILE, --dataset NAME and --sampled")
     config.resolved(calibrated=bool(given))
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise FusionConfigError(f"--dtype must be auto, float32, bfloat16 or float16, not {dtype!r}")
-    check_places(model, out)
-    check_output_folder(out, overwrite=overwrite)
+    check_dtype(dtype)
+    check_output_folder(out, overwrite=overwrite, source=model)
 
     from ..calibration import SAMPLED
     from ..data import read_texts
-    from ..folders import load_stock_model
+    from ..folders import carry_side_files, load_stock_model
     from ..fuse import fuse_model
 
     calibration = SAMPLED if sampled else read_texts(str(given[0]), split=split) if given else None
     stock = load_stock_model(model, dtype=dtype, device=device)
     fused = fuse_model(stock, config, calibration=calibration, inplace=True)
-    write_model(fused, model, out, overwrite=overwrite)
+    with output_folder(out, overwrite=overwrite) as folder:
+        carry_side_files(model, folder)
+        fused.save_pretrained(folder)
     report = fused.fusion_report
     if as_json:
         typer.echo(report.to_json(), nl=False)
@@ -119,6 +119,16 @@ def parse_layers(text: str) -> str | list[int] | list[str]:
     return items if len(items) > 1 else text
 
 
+def check_dtype(text: str) -> None:
+    """Checks a `--dtype`.
+
+    Raises:
+        FusionConfigError: It is none of those that weights are stored in.
+    """
+    if text not in ("auto", "float32", "bfloat16", "float16"):
+        raise FusionConfigError(f"--dtype must be auto, float32, bfloat16 or float16, not {text!r}")
+
+
 def _number(text: str) -> int | float:
     try:
         return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
@@ -126,39 +136,3 @@ def _number(text: str) -> int | float:
         raise FusionConfigError(
             f"--width: {text!r} is no number; write units (384), a share (0.25), or pairs such as 'h.1?.mlp=0.25'"
         ) from None
-
-
-def check_places(model: str, out: Path) -> None:
-    """Refuses, before any work is done, to write into a model that is read, or above it.
-
-    Raises:
-        FusionConfigError: `out` is or holds the model.
-    """
-    source, target = Path(model).absolute(), out.absolute()
-    if source.is_dir() and (target == source or target in source.parents):
-        raise FusionConfigError(f"{out} is or holds the model itself; name another folder")
-
-
-def write_model(model: Any, source: str, out: Path, *, overwrite: bool) -> None:
-    """Saves a model, whole or not at all, with what lies beside the weights of the model that it was made from.
-
-    Args:
-        model: The model.
-        source: Folder or Hub id of the model that it was made from.
-        out: Folder to write.
-        overwrite: Replace a model folder that is there.
-
-    Raises:
-        FusionConfigError: `out` must not be written.
-        OSError: It could not be written.
-    """
-    from ..folders import carry_side_files
-
-    try:
-        with output_folder(out, overwrite=overwrite) as folder:
-            carry_side_files(source, folder)
-            model.save_pretrained(folder)
-    except FusionConfigError:
-        raise
-    except Exception as error:
-        raise OSError(f"{out} could not be written, and nothing was left behind: {error}") from error

@@ -9,9 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..atomic import check_output_folder
+from ..atomic import check_output_folder, output_folder
 from ..errors import DataError, FusionConfigError
-from .fuse import check_places, write_model
 
 if TYPE_CHECKING:
     from ..training import TuningResult
@@ -51,12 +50,11 @@ def tune(
     """
     if (texts is None) == (dataset is None):
         raise DataError("give --texts FILE or --dataset NAME, one of the two")
-    for place in filter(None, (fused, teacher)):
-        check_places(place, out)
-    check_output_folder(out, overwrite=overwrite)
+    for place in filter(None, (teacher, fused)):
+        check_output_folder(out, overwrite=overwrite, source=place)
 
     from ..data import load_tokenizer, read_texts
-    from ..folders import load_fused_model, load_stock_model
+    from ..folders import carry_side_files, load_fused_model, load_stock_model
     from ..training import tune_model
 
     lines = read_texts(str(texts or dataset), split=split)
@@ -82,7 +80,9 @@ def tune(
         max_length=max_length,
         seed=seed,
     )
-    write_model(model.to(stored), fused, out, overwrite=overwrite)
+    with output_folder(out, overwrite=overwrite) as folder:
+        carry_side_files(fused, folder)
+        model.to(stored).save_pretrained(folder)
     if as_json:
         typer.echo(model.fusion_report.to_json(), nl=False)
     else:

@@ -17,7 +17,12 @@ def bert_like(model_type: str, name: str) -> Family:
         activation="intermediate.intermediate_act_fn",
         down="output.dense",
     )
-    return Family(model_type=model_type, config_class=f"{name}Config", ffns=(layer,))
+    return Family(
+        model_type=model_type,
+        config_class=f"{name}Config",
+        ffns=(layer,),
+        width_field="intermediate_size",
+    )
 
 
 BERT = bert_like("bert", "Bert")

@@ -14,4 +14,5 @@ GPT2 = Family(
             down="c_proj",
         ),
     ),
+    width_field="n_inner",
 )

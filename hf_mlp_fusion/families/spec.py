@@ -46,6 +46,7 @@ class Family:
         router: Regular expression for the parameter names of MoE routers, where the family has any.
         peft_like: A `model_type` whose modules have the same names, and whose default adapter targets the family gets
             where PEFT has none for its own.
+        width_field: Name of the config field that holds the width of all FFNs; `export_plain` needs it.
     """
 
     model_type: str
@@ -53,6 +54,7 @@ class Family:
     ffns: tuple[FFNSpec, ...]
     router: str | None = None
     peft_like: str | None = None
+    width_field: str | None = None
 
     def spec_of(self, name: str) -> FFNSpec | None:
         """The kind of FFN that has this name within the base model; None where it is no FFN's name."""

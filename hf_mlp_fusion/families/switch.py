@@ -18,4 +18,5 @@ SWITCH = Family(
     router=r".*\.mlp\.router\..*",
     # PEFT knows no Switch. Its modules are T5's: LoRA goes to q and v, IA3 to k, v and each expert's wo.
     peft_like="t5",
+    width_field="d_ff",
 )

@@ -23,28 +23,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 from transformers.utils import logging as transformers_logging
 
-from hf_mlp_fusion import FusedMLP, FusionConfig, calibrate_ntk, fuse_model
-from hf_mlp_fusion.reduction import even_cluster_sizes
+from hf_mlp_fusion import FusionConfig, calibrate_ntk, fold, fuse_model
 
 LAYERS, WIDTH, EPOCHS, BATCH, LENGTH = "last:8", 0.25, 3, 32, 64
 RATES, SEEDS = (5e-5, 1e-4), (0, 1, 2, 3, 4)
-
-
-def set_sizes(model: nn.Module, even: bool) -> None:
-    """Gives each FFN other cluster sizes, even ones or ones (P folded), without changing what it computes."""
-    for module in model.modules():
-        if isinstance(module, FusedMLP):
-            sizes = module.cluster_sizes.clone()
-            new = even_cluster_sizes(len(sizes), module.original_width).to(sizes) if even else torch.ones_like(sizes)
-            down = next(m for m in _following(model, module) if isinstance(m, nn.Linear))
-            with torch.no_grad():
-                down.weight.mul_(sizes / new)
-                module.cluster_sizes.copy_(new)
-
-
-def _following(model: nn.Module, module: nn.Module) -> list[nn.Module]:
-    layer = next(m for m in model.modules() if getattr(m, "intermediate", None) is module)
-    return [layer.output.dense]
 
 
 def build(recipe: str, stock, sentences, tokenizer):  # type: ignore[no-untyped-def]
@@ -57,8 +39,8 @@ def build(recipe: str, stock, sentences, tokenizer):  # type: ignore[no-untyped-
     refit = "output" if calibrated else "none"
     config = FusionConfig(width=WIDTH, layers=LAYERS, selection=selection, refit=refit, ntk="none")
     fused = fuse_model(stock, config, calibration=sentences[:512] if calibrated else None, tokenizer=tokenizer)
-    if "folded" in words or "even" in words:
-        set_sizes(fused, even="even" in words)
+    if "folded" in words:
+        fold(fused)
     if "ntk" in words:
         rows = tokenizer(sentences[:32], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
         calibrate_ntk(fused, stock, [{"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}])

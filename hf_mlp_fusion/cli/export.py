@@ -1,0 +1,69 @@
+"""`hf-mlp-fusion export`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ..atomic import check_output_folder
+from .fuse import check_dtype
+from .tables import megabytes
+
+if TYPE_CHECKING:
+    from ..export import ExportReport
+
+__all__ = ["export"]
+
+
+def export(
+    path: Annotated[str, typer.Argument(help="A fused folder, or the Hub id of a fused model.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write. It must be empty or not there.")],
+    pad: Annotated[
+        bool, typer.Option("--pad", help="Fill narrower FFNs up to the width of the largest, with zero units.")
+    ] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx (float32) besides, and check it.")] = False,
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model folder OUT.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+) -> None:
+    """Export a fused model as its stock class, for inference by whatever does not know this package."""
+    check_dtype(dtype)
+    check_output_folder(out, overwrite=overwrite, source=path)
+
+    import torch
+
+    from ..export import export_plain
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that it does not need
+    chosen = None if dtype == "auto" else getattr(torch, dtype)
+    report = export_plain(path, out, pad=pad, onnx=onnx, dtype=chosen, overwrite=overwrite)
+    if as_json:
+        typer.echo(report.to_json(), nl=False)
+    else:
+        _print(report, out, Console(highlight=False))
+
+
+def _print(report: ExportReport, out: Path, console: Console) -> None:
+    console.print(
+        f"{report.architecture} with {report.width_field}={report.width} in {report.dtype}: "
+        f"{report.parameters:,} parameters, {megabytes(report.bytes)}",
+        markup=False,
+    )
+    if report.padded:
+        console.print(
+            f"{len(report.padded)} FFNs filled up with zero units: {report.padding_parameters:,} parameters "
+            f"({megabytes(report.padding_bytes)}) more than the fused model"
+        )
+    if report.parameters_original is not None:
+        console.print(f"{report.parameters / report.parameters_original:.1%} of the parameters before fusion")
+    if report.onnx_error is not None:
+        console.print(f"model.onnx: outputs within {report.onnx_error:.0e} of the export's, relative to the largest")
+    console.print(
+        f"Saved in {out}. It loads without hf_mlp_fusion and is for inference: P is in the weights, so the training "
+        "dynamics are lost. Fine-tune the fused model.",
+        markup=False,
+    )
