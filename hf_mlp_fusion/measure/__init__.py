@@ -8,6 +8,7 @@ from .memory import peak_memory
 from .ntk import NTK, ntk
 from .ntk_error import NTKError, compare_ntks, ntk_error
 from .output_error import OutputError, output_error
+from .pairs import parameter_blocks
 from .size import ModelSize, model_size
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "ntk",
     "ntk_error",
     "output_error",
+    "parameter_blocks",
     "peak_memory",
 ]
