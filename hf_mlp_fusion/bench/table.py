@@ -17,7 +17,7 @@ from .benches import BENCHES
 from .lines import Line
 from .runner import RIVAL, UNFUSED
 
-__all__ = ["Cell", "markdown", "print_tables", "summarise"]
+__all__ = ["Cell", "chosen_lines", "markdown", "print_tables", "reported_epoch", "summarise"]
 
 AVERAGE = "average"
 
@@ -69,10 +69,10 @@ def _cells(lines: Sequence[Line]) -> list[Cell]:
     for method in _methods(lines):
         averages: dict[int, list[float]] = {}
         for task in tasks:
-            chosen = _chosen([line for line in lines if line.method == method and line.task == task])
+            chosen = chosen_lines([line for line in lines if line.method == method and line.task == task])
             for metric in metrics if chosen else ():
                 column = task if metrics == ("score",) else metric
-                values = {line.seed: line.reported[_epoch(line)].get(metric, math.nan) for line in chosen}
+                values = {line.seed: line.reported[reported_epoch(line)].get(metric, math.nan) for line in chosen}
                 if all(map(math.isnan, values.values())):  # METEOR, without WordNet
                     continue
                 reached[method, column] = _Reached(values, chosen[0].rate, chosen[0].parameters)
@@ -112,7 +112,7 @@ def _methods(lines: Sequence[Line]) -> list[str]:
     return sorted(names, key=lambda name: (name != UNFUSED, name.startswith(RIVAL)))
 
 
-def _chosen(lines: Sequence[Line]) -> list[Line]:
+def chosen_lines(lines: Sequence[Line]) -> list[Line]:
     """The lines of the rate that is best on the held-out rows, in the mean over seeds."""
     finished = [line for line in lines if line.refused is None]
     rates: dict[float, list[Line]] = {}
@@ -123,7 +123,7 @@ def _chosen(lines: Sequence[Line]) -> list[Line]:
     return max(whole, key=lambda own: statistics.mean(_fold_score(line) for line in own), default=[])
 
 
-def _epoch(line: Line) -> int:
+def reported_epoch(line: Line) -> int:
     """The epoch that is reported: the best one on the held-out rows, or the last where only that was scored."""
     if len(line.reported) < len(line.fold):
         return -1
@@ -131,7 +131,7 @@ def _epoch(line: Line) -> int:
 
 
 def _fold_score(line: Line) -> float:
-    return _number(line.fold[_epoch(line)]["score"])
+    return _number(line.fold[reported_epoch(line)]["score"])
 
 
 def _number(score: float) -> float:

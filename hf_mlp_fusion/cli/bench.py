@@ -128,6 +128,19 @@ def table(
 
 
 @app.command()
+def figures(
+    out: Annotated[Path, typer.Argument(help="File of JSON lines that a bench wrote.")],
+    method: Annotated[str, typer.Argument(help="The method that made the model, such as fusion_calibrated.")],
+) -> None:
+    """Print what was measured of one method as the JSON lines that `card --results` takes."""
+    from ..bench.figures import figures as measured
+    from ..bench.lines import read_lines
+
+    for item in measured(read_lines(out), method):
+        typer.echo(json.dumps(dataclasses.asdict(item)))
+
+
+@app.command()
 def cost(
     model: Annotated[str, typer.Argument(help="Hub id or folder with a config.json; the weights are random.")],
     width: _Width = str(_DEFAULTS.width),

@@ -4,8 +4,10 @@ import math
 import pytest
 from rich.console import Console
 
+from hf_mlp_fusion.bench.figures import figures
 from hf_mlp_fusion.bench.lines import Line
 from hf_mlp_fusion.bench.table import markdown, print_tables, summarise
+from hf_mlp_fusion.errors import DataError
 
 
 def line(method, task, seed, rate, fold, reported, **changes):
@@ -97,3 +99,20 @@ def test_metrics_of_a_bench_are_columns():
         reported=[{"bleu": 30.0, "ter": 60.0, "meteor_exact_stem": 40.0}],
     )
     assert [cell.column for cell in summarise([webnlg])[0]] == ["bleu", "ter"]
+
+
+def test_figures_for_a_card():
+    both = dataclasses.replace(
+        LINES[2], command="hf-mlp-fusion bench glue", reported=[{"accuracy": 1.0}, {"accuracy": 60.0}]
+    )
+    other = dataclasses.replace(LINES[3], reported=[{"accuracy": 1.0}, {"accuracy": 70.0}])
+    (found,) = figures([both, other, *LINES[6:]], "fusion")
+    assert (found.task, found.dataset, found.split, found.metric) == (
+        "text-classification",
+        "sst2",
+        "validation",
+        "accuracy",
+    )
+    assert (found.value, found.spread, found.seeds, found.command) == (65.0, 7.07, 2, "hf-mlp-fusion bench glue")
+    with pytest.raises(DataError, match="no line is of the method 'svd'; there are lines of fusion, unfused"):
+        figures(LINES, "svd")
