@@ -83,7 +83,7 @@ def _shards(index: Path) -> list[str]:
 
 def _header(path: Path) -> dict[str, StoredTensor]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:  # which, unlike torch, maps it for reading only
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
             return {name: StoredTensor(name, s.get_dtype(), tuple(s.get_shape()), path) for name, s in slices.items()}
     except (SafetensorError, OverflowError) as error:

@@ -186,9 +186,16 @@ def _check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, 
 
     Only there is to be seen that P is stored as integers: loading casts it, and 4.5 becomes 4.
     """
-    if getattr(config, "mlp_fusion", None) is not None:
-        section = FusionSection.from_dict(config.mlp_fusion)
-        check_stored_ffns(stored_tensors(name_or_path, hub_kwargs), section, family_of(config))
+    if getattr(config, "mlp_fusion", None) is None:
+        return
+    section = FusionSection.from_dict(config.mlp_fusion)
+    stored = stored_tensors(name_or_path, hub_kwargs)
+    check_stored_ffns(stored, section, family_of(config))
+    for name in ("num_hidden_layers", "num_decoder_layers", "num_experts"):
+        if getattr(config, name, None) is not None and getattr(config, name) > len(stored):
+            raise BrokenCheckpointError(
+                f"config.json has {name}={getattr(config, name)}, but the checkpoint has {len(stored)} tensors in all"
+            )
 
 
 def _given(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:

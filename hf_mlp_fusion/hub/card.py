@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..compat import pipeline_tag
 from ..config import FusionConfig
 from ..report import REPORT_NAME, FusionReport
-from ..saved import SavedModel
+from ..saved import SavedModel, saved_architecture
 from .measured import Measured
 from .stub import STUB_NAME, auto_classes
 
@@ -61,8 +61,7 @@ class FusionCard:
     @cached_property
     def architecture(self) -> str:
         """The model's class; empty where the config names none."""
-        names = self.saved.config.get("architectures")
-        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+        return saved_architecture(self.saved.config)
 
     @cached_property
     def auto_class(self) -> str:
