@@ -17,6 +17,7 @@ from .section import FFNWidth, FusionSection
 
 __all__ = ["StoredTensor", "check_stored_ffns", "stored_tensors"]
 
+_INTEGERS = ("I8", "I16", "I32", "I64", "U8")
 _SHARD = re.compile(r"[\w.-]+\.safetensors")  # a name, not a path, and never a pickle
 
 
@@ -131,7 +132,7 @@ def check_stored_ffns(
                 f"the checkpoint holds {name!r:.160}, but the mlp_fusion section of config.json names no such FFN: "
                 "config and weights are of two fusions"
             )
-        if not tensor.dtype.startswith(("I", "U")):
+        if tensor.dtype not in _INTEGERS:
             raise BrokenCheckpointError(
                 f"the checkpoint's scaling matrix {name!r} is broken: it is stored as {tensor.dtype}, cluster sizes "
                 "are integers. Fuse the original model again, or fetch the files anew"

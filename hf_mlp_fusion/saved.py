@@ -13,7 +13,10 @@ from .json_files import read_object
 from .report import REPORT_NAME, FusionReport
 from .section import FusionSection
 
-__all__ = ["SavedModel", "read_saved", "saved_architecture", "saved_family"]
+__all__ = ["MODEL_TAG", "SavedModel", "read_saved", "saved_architecture", "saved_family"]
+
+MODEL_TAG = "mlp-fusion"
+"""What the Hub finds fused models by. Trainer and PEFT write it into their cards too."""
 
 
 @dataclass(frozen=True)

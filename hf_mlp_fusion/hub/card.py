@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..compat import pipeline_tag
 from ..config import FusionConfig
 from ..report import REPORT_NAME, FusionReport
-from ..saved import SavedModel, saved_architecture
+from ..saved import MODEL_TAG, SavedModel, saved_architecture
 from .measured import Measured
 from .stub import STUB_NAME, auto_classes
 
@@ -88,7 +88,7 @@ class FusionCard:
             base_model=self.base_model,
             base_model_relation="finetune" if self.base_model else None,
             pipeline_tag=tag,
-            tags=["mlp-fusion"],
+            tags=[MODEL_TAG],
             model_name=self.name if results else None,
             eval_results=results or None,
         )

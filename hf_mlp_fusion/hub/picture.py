@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..report import FusionReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["PICTURE_NAME", "draw_receipt", "picture_bytes"]
 
@@ -23,6 +25,8 @@ def draw_receipt(report: FusionReport) -> Figure | None:
     Returns:
         The picture; None where the receipt knows neither (the baselines').
     """
+    from matplotlib.figure import Figure  # half a second, which saving a model need not wait for
+
     calibrated = any(ffn.calibration_error is not None for ffn in report.ffns)
     values = {ffn.name: ffn.calibration_error if calibrated else ffn.inertia_share for ffn in report.ffns}
     known = {name: value for name, value in values.items() if value is not None}
