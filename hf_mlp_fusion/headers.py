@@ -17,6 +17,7 @@ from .section import FFNWidth, FusionSection
 
 __all__ = ["StoredTensor", "check_stored_ffns", "stored_tensors"]
 
+_INTEGERS = ("I8", "I16", "I32", "I64", "U8")
 _SHARD = re.compile(r"[\w.-]+\.safetensors")  # a name, not a path, and never a pickle
 
 
@@ -83,7 +84,7 @@ def _shards(index: Path) -> list[str]:
 
 def _header(path: Path) -> dict[str, StoredTensor]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:  # which, unlike torch, maps it for reading only
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
             return {name: StoredTensor(name, s.get_dtype(), tuple(s.get_shape()), path) for name, s in slices.items()}
     except (SafetensorError, OverflowError) as error:
@@ -131,7 +132,7 @@ def check_stored_ffns(
                 f"the checkpoint holds {name!r:.160}, but the mlp_fusion section of config.json names no such FFN: "
                 "config and weights are of two fusions"
             )
-        if not tensor.dtype.startswith(("I", "U")):
+        if tensor.dtype not in _INTEGERS:
             raise BrokenCheckpointError(
                 f"the checkpoint's scaling matrix {name!r} is broken: it is stored as {tensor.dtype}, cluster sizes "
                 "are integers. Fuse the original model again, or fetch the files anew"

@@ -54,6 +54,12 @@ def test_a_rate_that_lacks_seeds_is_not_chosen():
     assert cells(LINES[:3] + LINES[4:])["fusion", "sst2"].rate == 1.0
 
 
+def test_shares_are_of_the_unfused_model_on_the_same_seeds():
+    lines = [line("unfused", "sst2", 0, 1.0, [1], [80]), line("unfused", "sst2", 1, 1.0, [1], [20])]
+    lines.append(line("fusion", "sst2", 0, 1.0, [1], [60]))
+    assert cells(lines)["fusion", "sst2"].share == pytest.approx(60 / 80)
+
+
 def test_a_run_that_diverged_is_not_chosen():
     lines = [
         line("fusion", "sst2", 0, 1.0, [math.nan], [math.nan]),
@@ -70,7 +76,7 @@ def test_markdown():
         "| --- | ---: | ---: | ---: | ---: |\n"
         "| unfused | 2.0 M | 80.00 ± 0.00 | 20.00 ± 0.00 | 50.00 ± 0.00 |\n"
         "| fusion | 2.0 M | 65.00 ± 7.07 | 30.00 ± 14.14 | 47.50 ± 10.61 (95.0%) |\n"
-        "| rival:other | 1.5 M | 70.00 | – | – |\n"
+        "| rival:other | 1.5 M | 70.00, one seed | – | – |\n"
     )
 
 
