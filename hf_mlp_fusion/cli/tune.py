@@ -90,7 +90,7 @@ def tune(
 
 
 def _print(result: TuningResult, out: Path, console: Console) -> None:
-    table = Table(title=f"Output error, on {result.rows} rows of held-out texts")
+    table = Table(title=f"Output error on {result.rows} held-out rows")
     table.add_column("FFN", overflow="fold")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")

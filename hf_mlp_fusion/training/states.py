@@ -20,7 +20,7 @@ class State(NamedTuple):
     """What one layer computed.
 
     Args:
-        tensor: `[..., d]`, its tokens in the order of the batch: `[batch, tokens, d]`, or `[batch * tokens, d]`.
+        tensor: `[..., d]`, its tokens in the order of the batch.
         decoder: Whether the tokens are those of an encoder-decoder's decoder.
     """
 
@@ -34,7 +34,7 @@ def hidden_states(run: Callable[..., Any], model: PreTrainedModel, names: Sequen
     Args:
         run: The model, or what wraps it.
         model: The model itself.
-        names: Not needed here.
+        names: Names of the fused FFNs; not needed here.
         batch: The arguments of its forward.
     """
     outputs = run(**batch, output_hidden_states=True, return_dict=True, use_cache=False)
@@ -52,7 +52,7 @@ def ffn_outputs(run: Callable[..., Any], model: PreTrainedModel, names: Sequence
     Args:
         run: The model, or what wraps it.
         model: The model itself.
-        names: Names of the FFNs.
+        names: Names of the fused FFNs.
         batch: The arguments of its forward.
     """
     blocks: dict[nn.Module, bool] = {}
