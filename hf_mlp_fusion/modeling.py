@@ -200,7 +200,8 @@ def _check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, 
         return
     section = FusionSection.from_dict(config.mlp_fusion)
     stored = stored_tensors(name_or_path, hub_kwargs)
-    check_stored_ffns(stored, section, family_of(config))
+    quantized = getattr(config, "quantization_config", None) is not None
+    check_stored_ffns(stored, section, family_of(config), quantized=quantized)
     for name in ("num_hidden_layers", "num_decoder_layers", "num_experts"):
         count = getattr(config, name, None)
         if isinstance(count, int) and count > len(stored):

@@ -56,7 +56,12 @@ def check_folder(folder: Path) -> SavedModel:
         BrokenCheckpointError: It will not, and why.
     """
     saved = read_saved(str(folder))
-    scalings = check_stored_ffns(stored_tensors(folder, {}), saved.section, saved_family(saved.config))
+    scalings = check_stored_ffns(
+        stored_tensors(folder, {}),
+        saved.section,
+        saved_family(saved.config),
+        quantized="quantization_config" in saved.config,
+    )
     for name, stored in scalings.items():
         with safe_open(stored.file, framework="pt") as file:
             check_cluster_sizes(file.get_tensor(stored.name), saved.section.ffns[name].original_width, stored.name)
