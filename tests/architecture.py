@@ -60,7 +60,9 @@ LAYERS = {
     "training": _layer("after fusion", "routers training", f"{_MODELS} fusing"),
     "hub": _layer("cards and pushes", "hub", f"{_GROUND} models"),
     "metrics": _layer("scores of tasks", "metrics", "errors"),
-    "studies": _layer("methods side by side", "bench comparison demo", f"{_MODELS} fusing baselines training metrics"),
+    "studies": _layer(
+        "methods side by side", "bench comparison demo", f"{_MODELS} fusing baselines training hub metrics"
+    ),
     "cli": _layer("the command line", "cli", f"{_MODELS} fusing baselines training hub studies"),
 }
 """The layers, lowest first."""
