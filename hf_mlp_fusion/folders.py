@@ -20,6 +20,7 @@ __all__ = [
     "load_fused_model",
     "load_stock_model",
     "locate_file",
+    "read_config",
 ]
 
 # What belongs to a model besides its weights, config and generation config (`save_pretrained` writes those):
@@ -57,7 +58,7 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         UnsupportedModelError: Its model class is none of transformers' own, or it has no safetensors.
         BrokenCheckpointError: Its files are broken.
     """
-    config = _read_config(name_or_path)
+    config = read_config(name_or_path)
     architecture = (config.architectures or [None])[0]
     stock = getattr(transformers, architecture, None) if isinstance(architecture, str) else AutoModel
     if architecture and architecture.startswith("Fused"):
@@ -84,7 +85,7 @@ def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
     """
     from . import modeling
 
-    config = _read_config(name_or_path)
+    config = read_config(name_or_path)
     if getattr(config, "mlp_fusion", None) is None:
         raise UnsupportedModelError(
             f"{name_or_path} is not fused; fuse it with `hf-mlp-fusion fuse {name_or_path} OUT`"
@@ -98,7 +99,15 @@ def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
     return _load(cls, name_or_path, config, dtype, device)
 
 
-def _read_config(name_or_path: str) -> Any:
+def read_config(name_or_path: str) -> Any:
+    """Reads the config of a model, stock or fused. No remote code is run.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+
+    Raises:
+        FusionConfigError: There is no such folder or repository, or it has no legible config.
+    """
     _check_exists(name_or_path)
     try:
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)  # else it asks at the terminal

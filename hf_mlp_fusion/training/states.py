@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from ..measure.running import token_mask
 __all__ = ["TARGETS", "State", "ffn_outputs", "hidden_states", "mean_squared_error"]
 
 
-class State(NamedTuple):
+@dataclass(frozen=True)
+class State:
     """What one layer computed.
 
     Args:
@@ -92,9 +94,10 @@ def mean_squared_error(found: Sequence[State], wanted: Sequence[State], batch: B
         A scalar on the device of `found`, float32 at least.
     """
     errors = []
-    for (tensor, decoder), (goal, _) in zip(found, wanted, strict=True):
+    for state, goal in zip(found, wanted, strict=True):
+        tensor = state.tensor
         wide = torch.promote_types(tensor.dtype, torch.float32)
-        difference = (tensor.to(wide) - goal.to(tensor.device, wide)).flatten(0, -2)
-        mask = token_mask(batch, decoder=decoder)
+        difference = (tensor.to(wide) - goal.tensor.to(tensor.device, wide)).flatten(0, -2)
+        mask = token_mask(batch, decoder=state.decoder)
         errors.append((difference if mask is None else difference[mask.flatten()]).square().mean())
     return torch.stack(errors).mean()
