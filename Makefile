@@ -14,7 +14,7 @@ test: $(VENV)/installed
 
 # The tests on really trained small models; they need HF_MLP_FUSION_TEST_MODELS, or the models in ../shared/models.
 test-real: $(VENV)/installed
-	$(BIN)/python -m pytest -m real
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m real
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
