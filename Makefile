@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-real check docs format clean
+.PHONY: demo test test-real check docs build format clean
 
 demo: $(VENV)/installed
 	$(BIN)/hf-mlp-fusion demo
@@ -24,6 +24,13 @@ check: $(VENV)/installed
 # The site: open site/index.html.
 docs: $(VENV)/installed
 	$(BIN)/python docs/build.py site
+
+# Wheel and source distribution: what they hold is checked, and the wheel is tried in an environment of its own.
+build: $(VENV)/installed
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/try_wheel.py dist
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

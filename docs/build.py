@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import click
 import pdoc.doc
 import pdoc.render
+import typer
 import typer.main
 from typer.cli import get_docs_for_click
 
@@ -95,7 +95,7 @@ def first_sentence(thing: object) -> str:
 def command_page() -> str:
     """What the `--help` of each command says."""
     command = typer.main.get_command(app)
-    text = get_docs_for_click(obj=command, ctx=click.Context(command), name="hf-mlp-fusion")
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="hf-mlp-fusion")
     return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+\n", "", text)  # cut short by typer, and the page itself lists them
 
 
