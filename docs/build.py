@@ -1,4 +1,4 @@
-"""Builds the site: a page for each module from its docstrings, one for the command line, and `design.md`.
+"""Builds the site: a page for each module from its docstrings, one for the commands, and the texts in this folder.
 
 Usage: python docs/build.py [FOLDER], `site` if not given.
 """
@@ -35,9 +35,10 @@ def build(folder: Path) -> None:
     found = pkgutil.walk_packages(hf_mlp_fusion.__path__, f"{ROOT}.")
     names = [module.name for module in found if not module.name.startswith(WITHOUT_PAGE)]
     pages = {name: pdoc.doc.Module(importlib.import_module(name)) for name in names}
-    pages["index"] = text_page("index", front_page(pages))
-    pages["design"] = text_page("design", (HERE / "design.md").read_text(encoding="utf-8"))
-    pages["commands"] = text_page("commands", command_page())
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.md"))}
+    texts["commands"] = command_page()
+    texts["index"] = front_page(pages, texts)
+    pages |= {name: text_page(name, text) for name, text in texts.items()}
     pdoc.render.configure(
         docformat="google",
         show_source=False,
@@ -63,8 +64,9 @@ def text_page(name: str, text: str) -> pdoc.doc.Module:
     return pdoc.doc.Module(module)
 
 
-def front_page(pages: dict[str, pdoc.doc.Module]) -> str:
-    """What the package is, where its public names are explained, and its modules."""
+def front_page(pages: dict[str, pdoc.doc.Module], texts: dict[str, str]) -> str:
+    """What the package is, the pages of text, where its public names are explained, and its modules."""
+    headings = [f"- [{text.splitlines()[0].lstrip('# ')}]({address(name)})" for name, text in texts.items()]
     homes = {name: getattr(hf_mlp_fusion, name) for name in hf_mlp_fusion.__all__}
     names = [
         f"- [`{name}`]({address(home.__module__)}#{name}): {first_sentence(home)}" for name, home in homes.items()
@@ -77,8 +79,8 @@ def front_page(pages: dict[str, pdoc.doc.Module]) -> str:
     return "\n".join(
         [
             f"# {ROOT}\n\n{hf_mlp_fusion.__doc__}",
-            "[How it is built, and how to add to it](design.html). [The commands](commands.html).\n",
-            f"## Names\n\nWhat `{ROOT}` itself has, and where it is explained.\n",
+            *headings,
+            f"\n## Names\n\nWhat `{ROOT}` itself has, and where it is explained.\n",
             *names,
             f"\n## Modules\n\nThe modules of `{ROOT}`.\n",
             *modules,
@@ -87,7 +89,7 @@ def front_page(pages: dict[str, pdoc.doc.Module]) -> str:
 
 
 def first_sentence(thing: object) -> str:
-    """The first sentence of a docstring, fit for a cell of a table."""
+    """The first sentence of a docstring."""
     paragraph = " ".join((thing.__doc__ or "").split("\n\n")[0].split())
     return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
 
@@ -95,7 +97,9 @@ def first_sentence(thing: object) -> str:
 def command_page() -> str:
     """What the `--help` of each command says."""
     command = typer.main.get_command(app)
-    text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="hf-mlp-fusion")
+    text = get_docs_for_click(
+        obj=command, ctx=typer.Context(command), name="hf-mlp-fusion", title="The command `hf-mlp-fusion`"
+    )
     return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+\n", "", text)  # cut short by typer, and the page itself lists them
 
 
