@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-real check format clean
+.PHONY: demo test test-real check docs build format clean
 
 demo: $(VENV)/installed
 	$(BIN)/hf-mlp-fusion demo
@@ -14,12 +14,23 @@ test: $(VENV)/installed
 
 # The tests on really trained small models; they need HF_MLP_FUSION_TEST_MODELS, or the models in ../shared/models.
 test-real: $(VENV)/installed
-	$(BIN)/python -m pytest -m real
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m real
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site: open site/index.html.
+docs: $(VENV)/installed
+	$(BIN)/python docs/build.py site
+
+# Wheel and source distribution: what they hold is checked, and the wheel is tried in an environment of its own.
+build: $(VENV)/installed
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/try_wheel.py dist
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .
@@ -35,4 +46,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -78,9 +78,9 @@ def run_demo(name_or_path: str, config: FusionConfig, out: Path, *, calibrated: 
         out: Folder to write; a model folder there is replaced.
         calibrated: Calibrate on sentences of Python's documentation; without, fusion sees no data.
     """
+    tokenizer = load_tokenizer(name_or_path)
     model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
     sentences = [sentence for pair in PAIRS for sentence in pair]
-    tokenizer = load_tokenizer(name_or_path)
     batch = tokenize(tokenizer, sentences)
     calibration = calibration_sentences() if calibrated else None
     fused = fuse_model(model, config, calibration=calibration, tokenizer=tokenizer)

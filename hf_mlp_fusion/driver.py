@@ -231,7 +231,6 @@ def _build(working: PreTrainedModel, section: FusionSection, inplace: bool) -> A
     config_type = config_class(family_of(working.config))
     config = convert_config(working.config, config_type, {"mlp_fusion": section.to_dict()})
     fused = rebuild(working, fused_class(type(working)), config, working.state_dict())
-    fused.name_or_path = fused.config.name_or_path = ""  # not "None", which an adapter would note as its base
     stock_parameters = dict(working.named_parameters())
     for name, parameter in fused.named_parameters():
         parameter.requires_grad_(stock_parameters[name].requires_grad)

@@ -13,7 +13,15 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
 
-__all__ = ["SIDE_FILES", "carry_side_files", "load_fused_model", "load_stock_model", "locate_file"]
+__all__ = [
+    "SIDE_FILES",
+    "carry_side_files",
+    "check_inside",
+    "load_fused_model",
+    "load_stock_model",
+    "locate_file",
+    "read_config",
+]
 
 # What belongs to a model besides its weights, config and generation config (`save_pretrained` writes those):
 # tokenizers, processors, and the module list of sentence-transformers. Never code, never the base model's card.
@@ -50,7 +58,7 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         UnsupportedModelError: Its model class is none of transformers' own, or it has no safetensors.
         BrokenCheckpointError: Its files are broken.
     """
-    config = _read_config(name_or_path)
+    config = read_config(name_or_path)
     architecture = (config.architectures or [None])[0]
     stock = getattr(transformers, architecture, None) if isinstance(architecture, str) else AutoModel
     if architecture and architecture.startswith("Fused"):
@@ -77,7 +85,7 @@ def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
     """
     from . import modeling
 
-    config = _read_config(name_or_path)
+    config = read_config(name_or_path)
     if getattr(config, "mlp_fusion", None) is None:
         raise UnsupportedModelError(
             f"{name_or_path} is not fused; fuse it with `hf-mlp-fusion fuse {name_or_path} OUT`"
@@ -91,10 +99,18 @@ def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
     return _load(cls, name_or_path, config, dtype, device)
 
 
-def _read_config(name_or_path: str) -> Any:
+def read_config(name_or_path: str) -> Any:
+    """Reads the config of a model, stock or fused. No remote code is run.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+
+    Raises:
+        FusionConfigError: There is no such folder or repository, or it has no legible config.
+    """
     _check_exists(name_or_path)
     try:
-        return AutoConfig.from_pretrained(name_or_path)
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)  # else it asks at the terminal
     except (OSError, ValueError) as error:
         raise FusionConfigError(f"{name_or_path} has no readable config.json: {_first_line(error)}") from error
 
@@ -151,6 +167,9 @@ def carry_side_files(name_or_path: str, folder: Path) -> None:
     Args:
         name_or_path: The folder or Hub id of the model that was fused.
         folder: Where to copy to.
+
+    Raises:
+        BrokenCheckpointError: One of them is a link that leads out of the model's folder.
     """
     if not os.path.isdir(name_or_path):
         from huggingface_hub import snapshot_download
@@ -160,8 +179,26 @@ def carry_side_files(name_or_path: str, folder: Path) -> None:
     for path in sorted([*source.glob("*"), *source.glob("[0-9]_*/*")]):
         relative = path.relative_to(source)
         if path.is_file() and any(fnmatchcase(str(relative), pattern) for pattern in SIDE_FILES):
+            check_inside(path, source)
             (folder / relative).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / relative)
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuses a link that leads out of a folder: what is copied or pushed by its name might be anyone's secret.
+
+    Args:
+        path: A file in the folder.
+        folder: The folder. In the Hub's cache, whose snapshots link to blobs, all of the repository's cache.
+
+    Raises:
+        BrokenCheckpointError: It leads out.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots":
+        root = root.parent.parent
+    if not path.resolve().is_relative_to(root):
+        raise BrokenCheckpointError(f"{path} is a link that leads out of the folder: put the file itself there")
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from .section import FFNWidth, FusionSection
 
 __all__ = ["StoredTensor", "check_stored_ffns", "stored_tensors"]
 
+_INTEGERS = ("I8", "I16", "I32", "I64", "U8")
 _SHARD = re.compile(r"[\w.-]+\.safetensors")  # a name, not a path, and never a pickle
 
 
@@ -83,7 +84,7 @@ def _shards(index: Path) -> list[str]:
 
 def _header(path: Path) -> dict[str, StoredTensor]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:  # which, unlike torch, maps it for reading only
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
             return {name: StoredTensor(name, s.get_dtype(), tuple(s.get_shape()), path) for name, s in slices.items()}
     except (SafetensorError, OverflowError) as error:
@@ -91,7 +92,7 @@ def _header(path: Path) -> dict[str, StoredTensor]:
 
 
 def check_stored_ffns(
-    stored: Mapping[str, StoredTensor], section: FusionSection, family: Family
+    stored: Mapping[str, StoredTensor], section: FusionSection, family: Family, *, quantized: bool = False
 ) -> dict[str, StoredTensor]:
     """Checks that a checkpoint holds the fused FFNs that its config speaks of, P as integers.
 
@@ -99,6 +100,8 @@ def check_stored_ffns(
         stored: Its tensors.
         section: What its config says of fusion.
         family: Its family.
+        quantized: Whether its weights are quantized: they have the names and shapes of some backend then, and only P
+            can be checked.
 
     Returns:
         The P of each FFN that has one, by the name of the FFN.
@@ -111,7 +114,8 @@ def check_stored_ffns(
         if (spec := family.spec_of(name)) is None:
             raise BrokenCheckpointError(f"the mlp_fusion section names {name!r:.80}, which is no FFN of such a model")
         specs[name] = spec
-    prefix = _prefix(stored, {f"{name}.{_weights(spec, section.ffns[name])[0]}" for name, spec in specs.items()})
+    first = {f"{name}.{_weights(spec, section.ffns[name])[0]}" for name, spec in specs.items()}
+    prefix = _prefix(stored, first | {f"{name}.{spec.activation}.cluster_sizes" for name, spec in specs.items()})
     stacks = {name.removeprefix(prefix).split(".")[0] for name in stored}
     # An encoder saved alone from an encoder-decoder: the other stack is not there. But one of them must be.
     present = [name for name in specs if name.split(".")[0] in stacks] or list(specs)
@@ -120,7 +124,7 @@ def check_stored_ffns(
         spec, widths = specs[name], section.ffns[name]
         if widths.form == "fused":
             scalings[name] = _stored(stored, f"{prefix}{name}.{spec.activation}.cluster_sizes", widths.width, 1)
-        for path in _weights(spec, widths):
+        for path in () if quantized else _weights(spec, widths):
             _stored(stored, f"{prefix}{name}.{path}", widths.width, 2)
     known = {f"{prefix}{name}.{specs[name].activation}.cluster_sizes" for name in scalings}
     for name, tensor in stored.items():
@@ -131,7 +135,7 @@ def check_stored_ffns(
                 f"the checkpoint holds {name!r:.160}, but the mlp_fusion section of config.json names no such FFN: "
                 "config and weights are of two fusions"
             )
-        if not tensor.dtype.startswith(("I", "U")):
+        if tensor.dtype not in _INTEGERS:
             raise BrokenCheckpointError(
                 f"the checkpoint's scaling matrix {name!r} is broken: it is stored as {tensor.dtype}, cluster sizes "
                 "are integers. Fuse the original model again, or fetch the files anew"

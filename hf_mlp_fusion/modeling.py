@@ -26,16 +26,14 @@ from .modules import ClusterScaling, check_cluster_sizes
 from .reduction import even_cluster_sizes
 from .registration import config_class
 from .report import REPORT_NAME, FusionReport
+from .saved import MODEL_TAG
 from .section import FusionSection
 
-__all__ = ["MODEL_TAGS", "FusedModelMixin", "fused_class", "stock_class"]
+__all__ = ["FusedModelMixin", "fused_class", "stock_class"]
 
 logger = logging.getLogger(__name__)
 
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-
-MODEL_TAGS = ["mlp-fusion"]
-"""What the Hub finds fused models by. Trainer and PEFT write them into their cards too."""
 
 _FUSED_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
@@ -56,7 +54,7 @@ class FusedModelMixin:
         narrow_ffns(self)  # type: ignore[arg-type]
         self.register_load_state_dict_pre_hook(refuse_other_widths)  # type: ignore[attr-defined]
         super().post_init()  # type: ignore[misc]
-        self.add_model_tags(MODEL_TAGS)  # type: ignore[attr-defined]
+        self.add_model_tags(MODEL_TAG)  # type: ignore[attr-defined]
 
     def initialize_weights(self) -> None:
         """Gives P even sizes where none were loaded (a fused model built from its config alone)."""
@@ -198,9 +196,18 @@ def _check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, 
 
     Only there is to be seen that P is stored as integers: loading casts it, and 4.5 becomes 4.
     """
-    if getattr(config, "mlp_fusion", None) is not None:
-        section = FusionSection.from_dict(config.mlp_fusion)
-        check_stored_ffns(stored_tensors(name_or_path, hub_kwargs), section, family_of(config))
+    if getattr(config, "mlp_fusion", None) is None:
+        return
+    section = FusionSection.from_dict(config.mlp_fusion)
+    stored = stored_tensors(name_or_path, hub_kwargs)
+    quantized = getattr(config, "quantization_config", None) is not None
+    check_stored_ffns(stored, section, family_of(config), quantized=quantized)
+    for name in ("num_hidden_layers", "num_decoder_layers", "num_experts"):
+        count = getattr(config, name, None)
+        if isinstance(count, int) and count > len(stored):
+            raise BrokenCheckpointError(
+                f"config.json has {name}={count}, but the checkpoint has {len(stored)} tensors in all"
+            )
 
 
 def _given(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -177,6 +177,8 @@ def check_cluster_sizes(sizes: Tensor, original_width: int, name: str) -> None:
         fault = f"it has dtype {sizes.dtype}, cluster sizes are integers"
     elif int(sizes.min()) < 1:
         fault = f"it holds {int(sizes.min())}, cluster sizes are positive"
+    elif int(sizes.max()) > original_width:  # such a sum might overflow
+        fault = f"it holds {int(sizes.max())}, the layer had {original_width} units"
     elif int(sizes.sum()) != original_width:
         fault = f"it sums to {int(sizes.sum())}, the layer had {original_width} units"
     if fault:

@@ -16,6 +16,7 @@ from .json_files import read_object
 __all__ = ["REPORT_NAME", "FFNReport", "FusionReport", "SkippedFFN", "TuningReport"]
 
 REPORT_NAME = "fusion_report.json"
+_LARGEST = 2**63  # of any number in it
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,9 @@ class FusionReport:
             BrokenCheckpointError: It is no receipt.
         """
         values = dict(_checked(cls, values))
+        for name in ("source", "versions"):
+            if not all(value is None or isinstance(value, str) for value in values.get(name, {}).values()):
+                raise BrokenCheckpointError(f"{cls.__name__}: {name} must hold names only")
         values["ffns"] = [FFNReport(**_checked(FFNReport, item)) for item in values["ffns"]]
         values["skipped"] = [SkippedFFN(**_checked(SkippedFFN, item)) for item in values["skipped"]]
         values["tuning"] = [TuningReport(**_checked(TuningReport, item)) for item in values.get("tuning", [])]
@@ -200,7 +204,8 @@ def _checked(cls: type, values: object) -> Mapping[str, Any]:
         wanted = _TYPES[re.split(r"\W", str(known[name].type))[0]]
         if value is None and str(known[name].type).endswith("| None"):
             continue
-        if not isinstance(value, wanted) or isinstance(value, bool):
+        in_range = not isinstance(value, int | float) or -_LARGEST < value < _LARGEST  # which NaN is not either
+        if not isinstance(value, wanted) or isinstance(value, bool) or not in_range:
             raise BrokenCheckpointError(f"{cls.__name__}: {name} must be {known[name].type}, not {value!r:.60}")
     for name, item in known.items():
         if name not in values and item.default is MISSING and item.default_factory is MISSING:

@@ -13,7 +13,10 @@ from .json_files import read_object
 from .report import REPORT_NAME, FusionReport
 from .section import FusionSection
 
-__all__ = ["SavedModel", "read_saved", "saved_family"]
+__all__ = ["MODEL_TAG", "SavedModel", "read_saved", "saved_architecture", "saved_family"]
+
+MODEL_TAG = "mlp-fusion"
+"""What the Hub finds fused models by. Trainer and PEFT write it into their cards too."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,16 @@ def read_saved(name_or_path: str) -> SavedModel:
     if {ffn.name: ffn.width for ffn in report.ffns} != {name: ffn.width for name, ffn in section.ffns.items()}:
         raise BrokenCheckpointError(f"{report_file} does not fit config.json: it is the receipt of another fusion")
     return SavedModel(config, section, report)
+
+
+def saved_architecture(config: Mapping[str, Any]) -> str:
+    """The class of a saved model; empty where its config names none.
+
+    Args:
+        config: The values of its `config.json`.
+    """
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def saved_family(config: Mapping[str, Any]) -> Family:

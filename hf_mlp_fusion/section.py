@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ FORM_NAMES = ("fused", "narrow", "low_rank")
 
 __all__ = ["FORM_NAMES", "FFNWidth", "FusionSection"]
 
+_MOST_FFNS = 10**5  # Switch-C has 2,048 experts in each of 15 layers
 _LARGEST_WIDTH = 2**24  # units; two orders above any FFN known, and small enough to fail before memory does
 
 
@@ -92,6 +93,10 @@ class FusionSection:
             raise _broken(f"recipe: {error}") from error
         if not isinstance(values["source"], Mapping) or not isinstance(values["ffns"], Mapping):
             raise _broken("source and ffns must be objects")
+        if not all(value is None or isinstance(value, str) for value in values["source"].values()):
+            raise _broken("source must hold names only")
+        if len(values["ffns"]) > _MOST_FFNS:
+            raise _broken(f"it names {len(values['ffns']):,} FFNs, more than any model has")
         ffns = {}
         for name, widths in values["ffns"].items():
             if (
@@ -122,7 +127,7 @@ def _scales(name: str, values: object) -> tuple[float, float] | None:
         not isinstance(values, Sequence)
         or len(values) != 2
         or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        or not all(0 < value < math.inf for value in values)
+        or not all(0 < value <= sys.float_info.max for value in values)
     ):
         raise _broken(f"ffns[{name!r:.80}]: scales must be two positive numbers, not {values!r:.60}")
     return float(values[0]), float(values[1])

@@ -12,7 +12,7 @@ import transformers
 from conftest import first_output, tiny_model
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
-from hf_mlp_fusion.cli.fuse import parse_layers, parse_width
+from hf_mlp_fusion.cli.options import parse_layers, parse_width
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_mlp_fusion.FusionWarning")
 

@@ -21,11 +21,16 @@ class Bench(Protocol):
         name: Its name.
         tasks: Its tasks.
         metrics: The metrics that tables show; of several tasks, one: `score`.
+        task_type: What the Hub calls such tasks.
     """
 
     name: str
     tasks: tuple[str, ...]
     metrics: tuple[str, ...]
+    task_type: str
+
+    def split(self, task: str) -> str:
+        """The split that is reported on."""
 
     def load_data(self, task: str, source: str, limit: int | None) -> Any:
         """Reads the data of a task, at most `limit` rows of each split.

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from ..building import convert_config
 from ..config import FusionConfig
 from ..data import Batch
-from ..errors import FusionConfigError
 from ..families import family_of
+from ..folders import read_config
 from ..measure import latencies, peak_memory
 from ..measure.running import on_device, training_step
 from ..modeling import fused_class
@@ -58,10 +58,7 @@ def random_model(config: str, device: str = "cpu") -> PreTrainedModel:
     Raises:
         FusionConfigError: There is no such config.
     """
-    try:
-        described = AutoConfig.from_pretrained(config)
-    except (OSError, ValueError) as error:
-        raise FusionConfigError(f"{config} has no readable config.json: {str(error).splitlines()[0]}") from error
+    described = read_config(config)
     head: Any = AutoModelForSeq2SeqLM if described.is_encoder_decoder else AutoModelForSequenceClassification
     with torch.device(device):
         return head.from_config(described, dtype=torch.float32)

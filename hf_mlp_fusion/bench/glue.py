@@ -86,6 +86,11 @@ class GlueBench:
     name = "glue"
     tasks: tuple[str, ...] = tuple(GLUE)
     metrics: tuple[str, ...] = ("score",)
+    task_type = "text-classification"
+
+    def split(self, task: str) -> str:
+        """The split that is reported on."""
+        return GLUE[task].split
 
     def load_data(self, task: str, source: str, limit: int | None) -> TaskData:
         """Reads the rows of a task and holds a tenth of the training rows out, always the same ones.

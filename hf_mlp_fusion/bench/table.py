@@ -12,12 +12,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..baselines import METHODS
 from ..comparison.table import title
 from .benches import BENCHES
 from .lines import Line
-from .runner import RIVAL, UNFUSED
+from .runner import UNFUSED
 
-__all__ = ["Cell", "markdown", "print_tables", "summarise"]
+__all__ = ["Cell", "chosen_lines", "markdown", "print_tables", "reported_epoch", "summarise"]
 
 AVERAGE = "average"
 
@@ -34,7 +35,7 @@ class Cell:
         spread: Standard deviation over the seeds; None of a single one.
         seeds: How many seeds.
         rate: The learning rate that was chosen; None of an average.
-        share: The mean as a share of the unfused model's; None where there is none.
+        share: The mean as a share of the unfused model's on the same seeds; None where there is none.
         parameters: Parameters of the model.
     """
 
@@ -69,10 +70,10 @@ def _cells(lines: Sequence[Line]) -> list[Cell]:
     for method in _methods(lines):
         averages: dict[int, list[float]] = {}
         for task in tasks:
-            chosen = _chosen([line for line in lines if line.method == method and line.task == task])
+            chosen = chosen_lines([line for line in lines if line.method == method and line.task == task])
             for metric in metrics if chosen else ():
                 column = task if metrics == ("score",) else metric
-                values = {line.seed: line.reported[_epoch(line)].get(metric, math.nan) for line in chosen}
+                values = {line.seed: line.reported[reported_epoch(line)].get(metric, math.nan) for line in chosen}
                 if all(map(math.isnan, values.values())):  # METEOR, without WordNet
                     continue
                 reached[method, column] = _Reached(values, chosen[0].rate, chosen[0].parameters)
@@ -109,10 +110,11 @@ class _Reached:
 def _methods(lines: Sequence[Line]) -> list[str]:
     """The methods, the unfused model first and the rivals last."""
     names = dict.fromkeys(line.method for line in lines)
-    return sorted(names, key=lambda name: (name != UNFUSED, name.startswith(RIVAL)))
+    known = [name for name in (UNFUSED, *METHODS) if name in names]
+    return known + [name for name in names if name not in known]
 
 
-def _chosen(lines: Sequence[Line]) -> list[Line]:
+def chosen_lines(lines: Sequence[Line]) -> list[Line]:
     """The lines of the rate that is best on the held-out rows, in the mean over seeds."""
     finished = [line for line in lines if line.refused is None]
     rates: dict[float, list[Line]] = {}
@@ -123,7 +125,7 @@ def _chosen(lines: Sequence[Line]) -> list[Line]:
     return max(whole, key=lambda own: statistics.mean(_fold_score(line) for line in own), default=[])
 
 
-def _epoch(line: Line) -> int:
+def reported_epoch(line: Line) -> int:
     """The epoch that is reported: the best one on the held-out rows, or the last where only that was scored."""
     if len(line.reported) < len(line.fold):
         return -1
@@ -131,7 +133,7 @@ def _epoch(line: Line) -> int:
 
 
 def _fold_score(line: Line) -> float:
-    return _number(line.fold[_epoch(line)]["score"])
+    return _number(line.fold[reported_epoch(line)]["score"])
 
 
 def _number(score: float) -> float:
@@ -139,29 +141,33 @@ def _number(score: float) -> float:
 
 
 def _share(cell: _Reached, unfused: _Reached | None) -> float | None:
-    if unfused is None or not (of := statistics.mean(unfused.values.values())):
+    common = set() if unfused is None else cell.values.keys() & unfused.values.keys()
+    if unfused is None or not common:
         return None
-    return statistics.mean(cell.values.values()) / of
+    of = sum(unfused.values[seed] for seed in common)
+    return sum(cell.values[seed] for seed in common) / of if of else None
 
 
 def rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of a table, as text."""
-    columns = list(dict.fromkeys(cell.column for cell in cells))
+    columns = sorted(dict.fromkeys(cell.column for cell in cells), key=lambda column: column == AVERAGE)
+    seeds = max(cell.seeds for cell in cells)
     body = []
     for method in dict.fromkeys(cell.method for cell in cells):
         own = {cell.column: cell for cell in cells if cell.method == method}
         parameters = max(cell.parameters for cell in own.values())
-        texts = [_text(own.get(column)) for column in columns]
+        texts = [_text(own.get(column), seeds) for column in columns]
         body.append([title(method), f"{parameters / 1e6:.1f} M", *texts])
     return ["", "parameters", *columns], body
 
 
-def _text(cell: Cell | None) -> str:
+def _text(cell: Cell | None, seeds: int) -> str:
     if cell is None:
         return "–"
+    fewer = f", {cell.seeds} seeds" if 1 < cell.seeds < seeds else ", one seed" if cell.seeds < seeds else ""
     spread = "" if cell.spread is None else f" ± {cell.spread:.2f}"
     share = "" if cell.share is None or cell.column != AVERAGE or cell.method == UNFUSED else f" ({cell.share:.1%})"
-    return f"{cell.mean:.2f}{spread}{share}"
+    return f"{cell.mean:.2f}{spread}{share}{fewer}"
 
 
 def markdown(lines: Sequence[Line]) -> str:

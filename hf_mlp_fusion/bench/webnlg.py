@@ -57,6 +57,11 @@ class WebNLGBench:
     metrics: tuple[str, ...] = tuple(
         f"{metric}{part}" for metric in ("bleu", "meteor", "ter") for part in ("", "_seen", "_unseen")
     )
+    task_type = "text-generation"
+
+    def split(self, task: str) -> str:
+        """The split that is reported on."""
+        return "test"
 
     def load_data(self, task: str, source: str, limit: int | None) -> WebNLGData:
         """Reads the items.

@@ -6,12 +6,13 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .. import __version__
 from ..errors import FusionError, FusionWarning
 from . import bench, card, compare, demo, export, fuse, inspect, push, report, tune
 
@@ -23,19 +24,35 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for verb in (
-    fuse.fuse,
-    inspect.inspect,
-    compare.compare,
-    report.report,
-    tune.tune,
-    export.export,
-    card.card,
-    push.push,
-    demo.demo,
+_MAKE, _LOOK, _SHARE = "Make", "Look and measure", "Share"
+for verb, panel in (
+    (demo.demo, _MAKE),
+    (fuse.fuse, _MAKE),
+    (tune.tune, _MAKE),
+    (inspect.inspect, _LOOK),
+    (compare.compare, _LOOK),
+    (report.report, _LOOK),
+    (export.export, _SHARE),
+    (card.card, _SHARE),
+    (push.push, _SHARE),
 ):
-    app.command()(verb)
-app.add_typer(bench.app, name="bench")
+    app.command(rich_help_panel=panel)(verb)
+app.add_typer(bench.app, name="bench", rich_help_panel=_LOOK)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{app.info.name} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def _show_warning(
@@ -54,7 +71,7 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("always", FusionWarning)
             warnings.showwarning = functools.partial(_show_warning, console, warnings.showwarning)
-            app()
+            app(prog_name=app.info.name)
     except (FusionError, OSError) as error:
         console.print(f"[red]error:[/] {escape(str(error).strip())}")
         sys.exit(1)

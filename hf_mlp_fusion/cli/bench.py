@@ -16,7 +16,20 @@ from rich.table import Table
 
 from ..config import FusionConfig
 from ..errors import DataError, FusionConfigError
-from .fuse import parse_layers, parse_width
+from .options import (
+    DEFAULTS,
+    OUTPUT,
+    RIVALS,
+    RUN,
+    Device,
+    Json,
+    Layers,
+    Targets,
+    Width,
+    parse_layers,
+    parse_names,
+    parse_width,
+)
 
 __all__ = ["app"]
 
@@ -24,28 +37,39 @@ app = typer.Typer(
     no_args_is_help=True, help="Fine-tune after fusion and its rivals, several seeds each, and tabulate."
 )
 
-_DEFAULTS = FusionConfig()
-_METHODS = "unfused,fusion,fusion_calibrated,fusion_kmeans,cluster,svd,sketch,mmd,prune,ntk_sap,layer_drop"
+_METHODS = f"unfused, {RIVALS}"
+_TRAINING = "Training"
 
-_Model = Annotated[str, typer.Argument(help="Hub id or folder of the original model.")]
+_Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of the original model.")]
+_Lines = Annotated[Path, typer.Argument(metavar="FILE", help="File of JSON lines that a bench wrote.")]
 _Methods = Annotated[str, typer.Option(help="Methods, separated by commas.")]
 _Rival = Annotated[
     list[str] | None, typer.Option(help="Another checkpoint to fine-tune beside; may be given several times.")
 ]
-_Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.")]
-_Rates = Annotated[str, typer.Option(help="Learning rates to choose from on a held-out tenth of the training data.")]
-_Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training data.")]
-_BatchSize = Annotated[int, typer.Option(min=1, help="Rows a step.")]
-_MaxLength = Annotated[int, typer.Option(min=8, help="Tokens a row, at most.")]
-_Width = Annotated[str, typer.Option(help="Units to keep (384), a share (0.25), or pairs of patterns and either.")]
-_Layers = Annotated[str, typer.Option(help="Layers to reduce: all, last:8, 4:12, numbers, or name patterns.")]
-_Targets = Annotated[str, typer.Option(help="auto, dense, experts or all.")]
-_Routers = Annotated[bool, typer.Option("--train-routers", help="Train the routers of a mixture of experts too.")]
-_Limit = Annotated[int | None, typer.Option(min=1, help="Rows of each split, at most, for a quick look.")]
-_Processes = Annotated[int, typer.Option(min=1, help="Processes; they take turns at the GPUs that are visible.")]
-_Out = Annotated[Path, typer.Option(help="File of JSON lines. Runs that it holds are not run again.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print the table's cells as JSON.")]
-_Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
+_Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.", rich_help_panel=_TRAINING)]
+_Rates = Annotated[
+    str,
+    typer.Option(
+        help="Learning rates to choose from on a held-out tenth of the training data.", rich_help_panel=_TRAINING
+    ),
+]
+_Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training data.", rich_help_panel=_TRAINING)]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Rows a step.", rich_help_panel=_TRAINING)]
+_MaxLength = Annotated[int, typer.Option(min=8, help="Tokens a row, at most.", rich_help_panel=_TRAINING)]
+_Routers = Annotated[
+    bool,
+    typer.Option("--train-routers", help="Train the routers of a mixture of experts too.", rich_help_panel=_TRAINING),
+]
+_Limit = Annotated[
+    int | None, typer.Option(min=1, help="Rows of each split, at most, for a quick look.", rich_help_panel=RUN)
+]
+_Processes = Annotated[
+    int, typer.Option(min=1, help="Processes; they take turns at the GPUs that are visible.", rich_help_panel=RUN)
+]
+_Out = Annotated[
+    Path, typer.Option(help="File of JSON lines. Runs that it holds are not run again.", rich_help_panel=OUTPUT)
+]
+_Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.", rich_help_panel=OUTPUT)]
 
 
 @app.command()
@@ -64,14 +88,14 @@ def glue(
     epochs: _Epochs = 3,
     batch_size: _BatchSize = 32,
     max_length: _MaxLength = 128,
-    width: _Width = str(_DEFAULTS.width),
-    layers: _Layers = str(_DEFAULTS.layers),
-    targets: _Targets = _DEFAULTS.targets,
+    width: Width = str(DEFAULTS.width),
+    layers: Layers = str(DEFAULTS.layers),
+    targets: Targets = DEFAULTS.targets,
     train_routers: _Routers = False,
     limit: _Limit = None,
     processes: _Processes = 1,
     out: _Out = Path("bench.jsonl"),
-    as_json: _Json = False,
+    as_json: Json = False,
     as_markdown: _Markdown = False,
 ) -> None:
     """GLUE tasks on an encoder, a causal model with a new head, or, in words, an encoder-decoder.
@@ -97,12 +121,12 @@ def webnlg(
     epochs: _Epochs = 5,
     batch_size: _BatchSize = 32,
     max_length: _MaxLength = 256,
-    width: _Width = str(_DEFAULTS.width),
-    layers: _Layers = str(_DEFAULTS.layers),
+    width: Width = str(DEFAULTS.width),
+    layers: Layers = str(DEFAULTS.layers),
     limit: _Limit = None,
     processes: _Processes = 1,
     out: _Out = Path("bench.jsonl"),
-    as_json: _Json = False,
+    as_json: Json = False,
     as_markdown: _Markdown = False,
 ) -> None:
     """WebNLG (triples to text) on a causal language model: BLEU, METEOR and TER, on seen and unseen categories.
@@ -117,28 +141,46 @@ def webnlg(
 
 @app.command()
 def table(
-    out: Annotated[Path, typer.Argument(help="File of JSON lines that a bench wrote.")],
-    as_json: _Json = False,
+    out: _Lines,
+    as_json: Json = False,
     as_markdown: _Markdown = False,
 ) -> None:
-    """Tabulate the lines of a bench again."""
-    if not out.is_file():
-        raise DataError(f"there is no file {out}; `hf-mlp-fusion bench glue` writes one")
+    """Tabulate the lines in FILE again."""
+    _check_lines(out)
     _show(out, as_json, as_markdown)
 
 
 @app.command()
+def figures(
+    out: _Lines,
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="The method that made the model, such as fusion_calibrated.")
+    ],
+) -> None:
+    """Print what was measured of METHOD, as the JSON lines that `card --results` takes."""
+    _check_lines(out)
+
+    from ..bench.figures import figures as measured
+    from ..bench.lines import read_lines
+
+    for item in measured(read_lines(out), method):
+        typer.echo(json.dumps(dataclasses.asdict(item)))
+
+
+@app.command()
 def cost(
-    model: Annotated[str, typer.Argument(help="Hub id or folder with a config.json; the weights are random.")],
-    width: _Width = str(_DEFAULTS.width),
-    layers: _Layers = str(_DEFAULTS.layers),
-    targets: _Targets = _DEFAULTS.targets,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder or Hub id with a config.json; the weights are random.")
+    ],
+    width: Width = str(DEFAULTS.width),
+    layers: Layers = str(DEFAULTS.layers),
+    targets: Targets = DEFAULTS.targets,
     batch_size: _BatchSize = 32,
-    max_length: Annotated[int, typer.Option(min=8, help="Tokens a row.")] = 128,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Run under autocast to bfloat16.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Run under torch.compile.")] = False,
-    device: Annotated[str, typer.Option(help="Device to run on: cpu, cuda, ...")] = "cpu",
-    as_json: _Json = False,
+    max_length: _MaxLength = 128,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Run under autocast to bfloat16.", rich_help_panel=RUN)] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run under torch.compile.", rich_help_panel=RUN)] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Measure a step of fine-tuning: time, memory and optimiser state, fused against unfused and folded."""
     import torch
@@ -171,13 +213,14 @@ def cost(
     Console(highlight=False).print(grid)
 
 
-def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+def _check_lines(out: Path) -> None:
+    if not out.is_file():
+        raise DataError(f"there is no file {out}; `hf-mlp-fusion bench glue` writes one")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        numbers = tuple(dict.fromkeys(float(item) for item in _names(text)))
+        numbers = tuple(dict.fromkeys(float(item) for item in parse_names(text)))
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) <= 0:
@@ -213,10 +256,10 @@ def _run(
     settings = Settings(epochs, batch_size, max_length, train_routers=train_routers)
     command = shlex.join(["hf-mlp-fusion", *sys.argv[1:]])
     template = Job(bench, model, data, "", "", 0, grid, recipe, settings, limit, command)
-    every = [*_names(methods), *(RIVAL + name for name in rivals or ())]
+    every = [*parse_names(methods), *(RIVAL + name for name in rivals or ())]
     done = {line.key for line in read_lines(out)}
-    jobs = jobs_for(template, _names(tasks), every, seeds, done)
-    total = len(_names(tasks)) * len(every) * seeds * len(grid)
+    jobs = jobs_for(template, parse_names(tasks), every, seeds, done)
+    total = len(parse_names(tasks)) * len(every) * seeds * len(grid)
     try:
         with transformers_logging.tqdm(total=total, desc="Fine-tuning", unit="run") as progress:
             progress.update(total - sum(len(job.rates) for job in jobs))

@@ -8,18 +8,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .options import BaseModel, FusedFolder, License, LicenseNote
+
 __all__ = ["card"]
 
 
 def card(
-    path: Annotated[Path, typer.Argument(help="A fused folder.")],
-    license: Annotated[
-        str | None, typer.Option(help="Licence, as the Hub calls it. [default: that of the base model's card]")
-    ] = None,
-    license_note: Annotated[str, typer.Option(help="A sentence on the licence.")] = "",
-    base_model: Annotated[
-        str | None, typer.Option(help="Hub id of the model that was fused. [default: that in the receipt]")
-    ] = None,
+    path: FusedFolder,
+    license: License = None,
+    license_note: LicenseNote = "",
+    base_model: BaseModel = None,
     results: Annotated[
         Path | None,
         typer.Option(
@@ -30,7 +28,7 @@ def card(
         bool, typer.Option("--overwrite", help="Write README.md anew, instead of adding to what it says.")
     ] = False,
 ) -> None:
-    """Write the model card of the fused folder PATH: README.md, and a picture of the errors beside it.
+    """Write the model card of the fused FOLDER: README.md, and a picture of the errors beside it.
 
     A README.md that is there keeps its text: the part on fusion is added, or written anew between its marks.
     """

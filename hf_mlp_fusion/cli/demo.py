@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..atomic import check_output_folder
 from ..config import FusionConfig
-from .fuse import parse_layers, parse_width
+from .options import OUTPUT, Json, Layers, Width, parse_layers, parse_width
 from .tables import print_report
 
 if TYPE_CHECKING:
@@ -24,17 +24,18 @@ __all__ = ["demo"]
 
 def demo(
     model: Annotated[
-        str | None, typer.Option(help="Hub id or folder of a text model. [default: the MiniLM of the demo extra]")
+        str | None,
+        typer.Option(help="Folder or Hub id of a text model.", show_default="the MiniLM of the demo extra"),
     ] = None,
-    width: Annotated[str, typer.Option(help="As in `fuse`.")] = "0.25",
-    layers: Annotated[str, typer.Option(help="As in `fuse`.")] = "last:4",
+    width: Width = "0.25",
+    layers: Layers = "last:4",
     data_free: Annotated[
         bool, typer.Option("--data-free", help="Do not calibrate (on sentences of Python's documentation).")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder to write; a model folder there is replaced.")] = Path(
-        "demo-output"
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; a model folder there is replaced.", rich_help_panel=OUTPUT)
+    ] = Path("demo-output"),
+    as_json: Json = False,
 ) -> None:
     """Fuse a real model, save it, load it in a fresh process, and compare it with the original. No Hub needed."""
     config = FusionConfig(parse_width(width), parse_layers(layers))

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ..atomic import check_output_folder
-from .fuse import check_dtype
+from .options import Dtype, FusedModel, Json, NewFolder, Overwrite, check_dtype
 from .tables import megabytes
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ __all__ = ["export"]
 
 
 def export(
-    path: Annotated[str, typer.Argument(help="A fused folder, or the Hub id of a fused model.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write. It must be empty or not there.")],
+    path: FusedModel,
+    out: NewFolder,
     pad: Annotated[
         bool, typer.Option("--pad", help="Fill narrower FFNs up to the width of the largest, with zero units.")
     ] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx (float32) besides, and check it.")] = False,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model folder OUT.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+    dtype: Dtype = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
-    """Export a fused model as its stock class, for inference by whatever does not know this package."""
+    """Export a fused MODEL as its stock class, for inference by whatever does not know this package."""
     check_dtype(dtype)
     check_output_folder(out, overwrite=overwrite, source=path)
 

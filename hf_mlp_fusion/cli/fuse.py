@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,60 +9,82 @@ from rich.console import Console
 
 from ..atomic import check_output_folder, output_folder
 from ..clustering import CLUSTERINGS
-from ..config import NTKS, REFITS, SELECTIONS, TARGETS, FusionConfig
+from ..config import NTKS, REFITS, SELECTIONS, FusionConfig
 from ..errors import FusionConfigError
+from .options import (
+    DEFAULTS,
+    HOW,
+    TEXTS,
+    WHAT,
+    Dataset,
+    Device,
+    Dtype,
+    Json,
+    Layers,
+    NewFolder,
+    Overwrite,
+    Seed,
+    Split,
+    Targets,
+    Texts,
+    check_dtype,
+    parse_layers,
+    parse_width,
+)
 from .tables import print_report
 
-__all__ = ["check_dtype", "fuse", "parse_layers", "parse_width"]
-
-_DEFAULTS = FusionConfig()
+__all__ = ["fuse"]
 
 
 def fuse(
-    model: Annotated[str, typer.Argument(help="Hub id or folder of the model to fuse.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write. It must be empty or not there.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of the model to fuse.")],
+    out: NewFolder,
     width: Annotated[
         str,
-        typer.Option(help="Units to keep (384), a share (0.25), pairs such as 'h.1?.mlp=0.25', or auto:0.25."),
-    ] = str(_DEFAULTS.width),
-    layers: Annotated[
-        str,
-        typer.Option(help="Layers to fuse: all, last:8, first:4, a range 4:12, numbers 4,5,6, or name patterns."),
-    ] = str(_DEFAULTS.layers),
-    targets: Annotated[
-        str, typer.Option(help=f"{', '.join(TARGETS)}. auto: experts where there are any, else dense FFNs.")
-    ] = _DEFAULTS.targets,
-    clustering: Annotated[str, typer.Option(help=f"{', '.join(CLUSTERINGS)}.")] = _DEFAULTS.clustering,
-    selection: Annotated[
-        str, typer.Option(help=f"{', '.join(SELECTIONS)}. auto: obs with calibration data, clusters without.")
-    ] = _DEFAULTS.selection,
-    refit: Annotated[
-        str, typer.Option(help=f"{', '.join(REFITS)}. auto: output with calibration data, none without.")
-    ] = _DEFAULTS.refit,
-    ntk: Annotated[
-        str, typer.Option(help=f"{', '.join(NTKS)}. auto: match with obs, none with clusters.")
-    ] = _DEFAULTS.ntk,
-    texts: Annotated[
-        Path | None,
-        typer.Option(help="Calibration data: a file with a text a line, or parquet, csv or json with a text column."),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Calibration data instead: a data set, its configuration behind a colon.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
-    sampled: Annotated[
-        bool, typer.Option("--sampled", help="Calibrate without data: on what the language model writes itself.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the clustering, where it has any randomness.")] = _DEFAULTS.seed,
+        typer.Option(
+            help="Units to keep (384), a share (0.25), pairs such as 'h.1?.mlp=0.25,h.*=0.5', or auto:0.25, that "
+            "share of all units, given to the FFNs that need them most.",
+            rich_help_panel=WHAT,
+        ),
+    ] = str(DEFAULTS.width),
+    layers: Layers = str(DEFAULTS.layers),
+    targets: Targets = DEFAULTS.targets,
     multiple_of: Annotated[
-        int, typer.Option(help="Shares are rounded to a multiple of this many units.")
-    ] = _DEFAULTS.multiple_of,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="Device to fuse on: cpu, cuda, cuda:1, ...")] = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model folder OUT.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON.")] = False,
+        int, typer.Option(help="Shares are rounded to a multiple of this many units.", rich_help_panel=WHAT)
+    ] = DEFAULTS.multiple_of,
+    texts: Texts = None,
+    dataset: Dataset = None,
+    split: Split = "train",
+    sampled: Annotated[
+        bool,
+        typer.Option(
+            "--sampled", help="Without texts: on what the language model writes itself.", rich_help_panel=TEXTS
+        ),
+    ] = False,
+    clustering: Annotated[
+        str, typer.Option(help=f"{', '.join(CLUSTERINGS)}.", rich_help_panel=HOW)
+    ] = DEFAULTS.clustering,
+    selection: Annotated[
+        str,
+        typer.Option(help=f"{', '.join(SELECTIONS)}. auto: obs with texts, clusters without.", rich_help_panel=HOW),
+    ] = DEFAULTS.selection,
+    refit: Annotated[
+        str,
+        typer.Option(help=f"{', '.join(REFITS)}. auto: output with texts, none without.", rich_help_panel=HOW),
+    ] = DEFAULTS.refit,
+    ntk: Annotated[
+        str, typer.Option(help=f"{', '.join(NTKS)}. auto: match with obs, none with clusters.", rich_help_panel=HOW)
+    ] = DEFAULTS.ntk,
+    seed: Seed = DEFAULTS.seed,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
-    """Fuse the FFNs or experts of MODEL and save the result, tokenizer and all, in OUT."""
+    """Fuse the FFNs or experts of MODEL and save the result, tokenizer and all, in OUT.
+
+    Give a few hundred texts like those that the model will see: calibrated on them, it keeps the output far better.
+    """
     config = FusionConfig(
         parse_width(width), parse_layers(layers), targets, clustering, selection, refit, ntk, seed, multiple_of
     )
@@ -95,44 +115,3 @@ def fuse(
     console.print(
         f"Saved in {out}. Load it with AutoModel*.from_pretrained after `import hf_mlp_fusion`.", markup=False
     )
-
-
-def parse_width(text: str) -> int | float | str | dict[str, int | float]:
-    """Reads a width as the command line takes it: `384`, `0.25`, `auto:0.25`, or `PATTERN=384,PATTERN=0.25`.
-
-    Raises:
-        FusionConfigError: It is none of these.
-    """
-    if text.startswith("auto:"):
-        return text
-    if "=" in text:
-        pairs = [item.rpartition("=") for item in text.split(",")]
-        return {name.strip(): _number(value) for name, _, value in pairs}
-    return _number(text)
-
-
-def parse_layers(text: str) -> str | list[int] | list[str]:
-    """Reads layers as the command line takes them: a word or range, numbers or patterns separated by commas."""
-    items = [item.strip() for item in text.split(",")]
-    if all(re.fullmatch(r"-?\d+", item) for item in items):
-        return [int(item) for item in items]
-    return items if len(items) > 1 else text
-
-
-def check_dtype(text: str) -> None:
-    """Checks a `--dtype`.
-
-    Raises:
-        FusionConfigError: It is none of those that weights are stored in.
-    """
-    if text not in ("auto", "float32", "bfloat16", "float16"):
-        raise FusionConfigError(f"--dtype must be auto, float32, bfloat16 or float16, not {text!r}")
-
-
-def _number(text: str) -> int | float:
-    try:
-        return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
-    except ValueError:
-        raise FusionConfigError(
-            f"--width: {text!r} is no number; write units (384), a share (0.25), or pairs such as 'h.1?.mlp=0.25'"
-        ) from None

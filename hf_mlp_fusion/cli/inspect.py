@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 from rich.console import Console
 
+from .options import FusedModel, Json
 from .tables import print_report
 
 __all__ = ["inspect"]
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="A fused folder, or the Hub id of a fused model.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON.")] = False,
+    path: FusedModel,
+    as_json: Json = False,
 ) -> None:
-    """Show what fusion did to a model: widths, clusters, sizes. Nothing is loaded or executed."""
+    """Show what fusion did to MODEL: widths, clusters, sizes. Nothing is loaded or executed."""
     from ..saved import read_saved
 
     report = read_saved(path).report

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from .options import BaseModel, FusedFolder, Json, License, LicenseNote
+
 __all__ = ["push"]
 
 
 def push(
-    path: Annotated[Path, typer.Argument(help="A fused folder.")],
-    repo: Annotated[str, typer.Argument(help="Repository on the Hub: name, or owner/name. It is made if need be.")],
+    path: FusedFolder,
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="Repository on the Hub: name, or owner/name. It is made if need be.")
+    ],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to, made if need be. [default: main]")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to push to, made if need be.", show_default="main")
+    ] = None,
     message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
-    license: Annotated[
-        str | None, typer.Option(help="Licence, as the Hub calls it. [default: that of the base model's card]")
-    ] = None,
-    license_note: Annotated[str, typer.Option(help="A sentence on the licence, for the card.")] = "",
-    base_model: Annotated[
-        str | None, typer.Option(help="Hub id of the model that was fused. [default: that in the receipt]")
-    ] = None,
+    license: License = None,
+    license_note: LicenseNote = "",
+    base_model: BaseModel = None,
     remote_code: Annotated[
         bool,
         typer.Option(
@@ -34,9 +35,9 @@ def push(
         ),
     ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and list the files, but push nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Push the fused folder PATH to the Hub in one commit: weights, config, tokenizer, receipt and card.
+    """Push the fused FOLDER to the Hub in one commit: weights, config, tokenizer, receipt and card.
 
     The token is that of `hf auth login`, or HF_TOKEN. Pickles, training state, and any code but
     the stub are never pushed.

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..atomic import check_output_folder, output_folder
 from ..errors import DataError, FusionConfigError
+from .options import HOW, Dataset, Device, FusedModel, Json, NewFolder, Overwrite, Seed, Split, Texts
 
 if TYPE_CHECKING:
     from ..training import TuningResult
@@ -19,32 +20,29 @@ __all__ = ["tune"]
 
 
 def tune(
-    fused: Annotated[str, typer.Argument(help="Folder or Hub id of the fused model.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write. It must be empty or not there.")],
+    fused: FusedModel,
+    out: NewFolder,
     teacher: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of the original. [default: what the fused model names]")
+        str | None,
+        typer.Option(help="Folder or Hub id of the original.", show_default="what the fused model names"),
     ] = None,
-    texts: Annotated[
-        Path | None,
-        typer.Option(help="File to tune on: a text a line, or parquet, csv or json with a text column."),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Data set to tune on instead: a name, its configuration behind a colon.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    texts: Texts = None,
+    dataset: Dataset = None,
+    split: Split = "train",
     target: Annotated[
-        str, typer.Option(help="What is to be as in the original: hidden_states or ffn_outputs.")
+        str,
+        typer.Option(help="What is to be as in the original: hidden_states or ffn_outputs.", rich_help_panel=HOW),
     ] = "hidden_states",
-    epochs: Annotated[float, typer.Option(min=0, help="How often to go through the texts.")] = 1.0,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW at the start.")] = 3e-4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 16,
-    max_length: Annotated[int, typer.Option(min=8, help="Tokens of a row, at most.")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the texts.")] = 0,
-    device: Annotated[str, typer.Option(help="Device to tune on: cpu or cuda.")] = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model folder OUT.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON.")] = False,
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the texts.", rich_help_panel=HOW)] = 1.0,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW at the start.", rich_help_panel=HOW)] = 3e-4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.", rich_help_panel=HOW)] = 16,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens a row, at most.", rich_help_panel=HOW)] = 128,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
-    """Tune the fused FFNs of FUSED on the original, layer by layer, and save the result in OUT.
+    """Tune the fused FFNs of MODEL on the original, layer by layer, and save the result in OUT.
 
     A tenth of the texts is held out, to measure on. Labels are not needed.
     """
@@ -90,7 +88,7 @@ def tune(
 
 
 def _print(result: TuningResult, out: Path, console: Console) -> None:
-    table = Table(title=f"Output error, on {result.rows} rows of held-out texts")
+    table = Table(title=f"Output error on {result.rows} held-out rows")
     table.add_column("FFN", overflow="fold")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")

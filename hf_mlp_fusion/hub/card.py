@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..compat import pipeline_tag
 from ..config import FusionConfig
 from ..report import REPORT_NAME, FusionReport
-from ..saved import SavedModel
+from ..saved import MODEL_TAG, SavedModel, saved_architecture
 from .measured import Measured
 from .stub import STUB_NAME, auto_classes
 
@@ -23,6 +23,9 @@ __all__ = ["FusionCard"]
 
 _BEGIN = "<!-- mlp-fusion: from here to the end mark, `hf-mlp-fusion card` writes anew what it finds -->"
 _END = "<!-- mlp-fusion: end -->"
+# What no receipt says stands between marks of its own, and stays until it is given anew.
+_PART = "<!-- mlp-fusion: {} -->"
+_PART_END = "<!-- mlp-fusion: end of {} -->"
 _MOST_ROWS = 64
 
 
@@ -58,8 +61,7 @@ class FusionCard:
     @cached_property
     def architecture(self) -> str:
         """The model's class; empty where the config names none."""
-        names = self.saved.config.get("architectures")
-        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+        return saved_architecture(self.saved.config)
 
     @cached_property
     def auto_class(self) -> str:
@@ -86,7 +88,7 @@ class FusionCard:
             base_model=self.base_model,
             base_model_relation="finetune" if self.base_model else None,
             pipeline_tag=tag,
-            tags=["mlp-fusion"],
+            tags=[MODEL_TAG],
             model_name=self.name if results else None,
             eval_results=results or None,
         )
@@ -106,33 +108,39 @@ class FusionCard:
             )
         ]
 
-    @cached_property
-    def section(self) -> str:
-        """What the card says of fusion, between its marks."""
+    def section(self, old: str = "") -> str:
+        """What the card says of fusion, between its marks.
+
+        Args:
+            old: The section so far, whose results and note on the licence stay where none are given.
+        """
         report = self.report
-        body = (
-            _environment()
-            .get_template("card_template.md")
-            .render(
-                name=self.name,
-                report=report,
-                report_name=REPORT_NAME,
-                architecture=self.architecture or "a model",
-                auto_class=self.auto_class,
-                source=self.base_model or report.source.get("architecture") or "a model",
-                version=str(report.versions.get("hf_mlp_fusion", "")),
-                recipe=_describe(self.saved.section.recipe),
-                tokens=max((ffn.tokens for ffn in report.ffns), default=0),
-                skipped=report.skipped_names,
-                most_rows=_MOST_ROWS,
-                error=_mean([ffn.calibration_error for ffn in report.ffns]),
-                inertia=_mean([ffn.inertia_share for ffn in report.ffns]),
-                measured=self.measured,
-                commands=list(dict.fromkeys(item.command for item in self.measured if item.command)),
-                picture=self.picture,
-                stub_name=STUB_NAME,
-                license_note=self.license_note,
-            )
+        environment = _environment()
+        results = licence = None
+        if self.measured:
+            commands = list(dict.fromkeys(item.command for item in self.measured if item.command))
+            template = environment.get_template("results_template.md")
+            results = template.render(measured=self.measured, commands=commands)
+        if self.license_note:
+            licence = f"## Licence\n\n{_safe(self.license_note)}"
+        body = environment.get_template("card_template.md").render(
+            name=self.name,
+            report=report,
+            report_name=REPORT_NAME,
+            architecture=self.architecture or "a model",
+            auto_class=self.auto_class,
+            source=self.base_model or report.source.get("architecture") or "a model",
+            version=str(report.versions.get("hf_mlp_fusion", "")),
+            recipe=_describe(self.saved.section.recipe),
+            tokens=max((ffn.tokens for ffn in report.ffns), default=0),
+            skipped=report.skipped_names,
+            most_rows=_MOST_ROWS,
+            error=_mean([ffn.calibration_error for ffn in report.ffns]),
+            inertia=_mean([ffn.inertia_share for ffn in report.ffns]),
+            results=_part("results", results, old),
+            licence=_part("licence", licence, old),
+            picture=self.picture,
+            stub_name=STUB_NAME,
         )
         return f"{_BEGIN}\n\n{body.strip()}\n\n{_END}"
 
@@ -151,15 +159,23 @@ class FusionCard:
             ValueError: The metadata of the README are not legible.
         """
         if readme is None or not readme.strip():
-            return str(ModelCard(f"---\n{self.data.to_yaml()}\n---\n\n# {_safe(self.name)}\n\n{self.section}\n"))
+            return str(ModelCard(f"---\n{self.data.to_yaml()}\n---\n\n# {_safe(self.name)}\n\n{self.section()}\n"))
         card = ModelCard(readme)
         begin, end = card.text.find(_BEGIN), card.text.rfind(_END)
         if 0 <= begin < end:
-            card.text = card.text[:begin] + self.section + card.text[end + len(_END) :]
+            card.text = card.text[:begin] + self.section(card.text[begin:end]) + card.text[end + len(_END) :]
         else:
-            card.text = f"{card.text.rstrip()}\n\n{self.section}\n"
+            card.text = f"{card.text.rstrip()}\n\n{self.section()}\n"
         _add_metadata(card.data, self.data)
         return str(card)
+
+
+def _part(name: str, text: str | None, old: str) -> str:
+    """A part between marks: the text, or what stands there in the old section."""
+    begin, end = _PART.format(name), _PART_END.format(name)
+    if text is None:
+        text = old.partition(begin)[2].partition(end)[0]
+    return "\n\n".join(piece for piece in (begin, text.strip(), end) if piece)
 
 
 def _add_metadata(data: CardData, own: CardData) -> None:

@@ -11,11 +11,12 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..atomic import write_bytes, write_text
 from ..errors import BrokenCheckpointError, FusionConfigError
+from ..folders import check_inside
 from ..saved import SavedModel, read_saved
 from .card import FusionCard
 from .measured import Measured
 from .picture import PICTURE_NAME, picture_bytes
-from .provenance import base_model_of, licence_of
+from .provenance import LARGEST_CARD, base_model_of, licence_of
 
 __all__ = ["CARD_NAME", "CardFiles", "card_files", "read_readme", "write_card"]
 
@@ -67,9 +68,9 @@ def card_files(
     Raises:
         FusionConfigError: The licence or the base model is not known, or the metadata of `readme` are not legible.
     """
+    known = _metadata(readme, name)
     if readme is not None and _is_form(readme):
         readme = None
-    known = _metadata(readme, name)
     source = saved.report.source.get("name_or_path")
     stated = known.get("base_model")  # a list of several, in a card that others wrote, stays as it is
     base = base_model or (stated if isinstance(stated, str) else None if stated else base_model_of(saved.report))
@@ -114,13 +115,14 @@ def write_card(folder: str | Path, *, name: str | None = None, overwrite: bool =
         The card's path.
 
     Raises:
-        BrokenCheckpointError: The folder is no fused model.
+        BrokenCheckpointError: The folder is no fused model, or its README a link that leads out of it.
         FusionConfigError: As `card_files`.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FusionConfigError(f"{folder}: no such folder; name one that `hf-mlp-fusion fuse` wrote")
     path = folder / CARD_NAME
+    check_inside(path, folder)
     readme = None if overwrite else read_readme(path)
     card_files(read_saved(str(folder)), name or folder.resolve().name, readme, **given).save(folder)
     return path
@@ -130,10 +132,14 @@ def read_readme(path: Path) -> str | None:
     """Reads a README; None where there is none.
 
     Raises:
-        BrokenCheckpointError: It is no text.
+        BrokenCheckpointError: It is no text, or too large to be a README.
     """
+    if not path.is_file():
+        return None
+    if path.stat().st_size > LARGEST_CARD:
+        raise BrokenCheckpointError(f"{path} is too large: a README has a megabyte at most")
     try:
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BrokenCheckpointError(f"{path} is not UTF-8 text") from error
 
@@ -142,7 +148,7 @@ def _is_form(readme: str) -> bool:
     """Whether a README is the form that transformers' `push_to_hub` makes where there is none, untouched."""
     form = ModelCard.from_template(ModelCardData(), model_description="\0").text
     before, _, after = form.partition("\0")
-    text = ModelCard(readme, ignore_metadata_errors=True).text if readme.startswith("---") else readme
+    text = ModelCard(readme, ignore_metadata_errors=True).text
     between = text.removeprefix(before).removesuffix(after)
     return len(text) == len(before) + len(between) + len(after) and "\n" not in between
 

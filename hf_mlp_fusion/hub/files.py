@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import BrokenCheckpointError
-from ..folders import SIDE_FILES
+from ..folders import SIDE_FILES, check_inside
 from ..report import REPORT_NAME
 
 __all__ = ["WEIGHTS", "ModelFiles", "sort_files"]
@@ -56,10 +56,7 @@ def sort_files(folder: Path) -> ModelFiles:
     for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
         name = path.relative_to(folder).as_posix()
         if any(fnmatchcase(name, pattern) and pattern.count("/") == name.count("/") for pattern in _UPLOADED):
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise BrokenCheckpointError(
-                    f"{path} is a link that leads out of the folder: put the file itself there"
-                )
+            check_inside(path, folder)
             uploaded.append(name)
         elif path.suffix in _PICKLES and not any(fnmatchcase(path.name, pattern) for pattern in _TRAINER_STATE):
             raise BrokenCheckpointError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..report import FusionReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["PICTURE_NAME", "draw_receipt", "picture_bytes"]
 
@@ -23,21 +25,22 @@ def draw_receipt(report: FusionReport) -> Figure | None:
     Returns:
         The picture; None where the receipt knows neither (the baselines').
     """
+    from matplotlib.figure import Figure  # half a second, which saving a model need not wait for
+
     calibrated = any(ffn.calibration_error is not None for ffn in report.ffns)
     values = {ffn.name: ffn.calibration_error if calibrated else ffn.inertia_share for ffn in report.ffns}
     known = {name: value for name, value in values.items() if value is not None}
     if not known:
         return None
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.bar(range(len(known)), list(known.values()), color="tab:blue")
     labels = list(known) if len(known) <= _MOST_LABELS else []
-    rotation, size = (90, 6) if len(known) > 12 else (30, 8)
-    # Names of others are no formulas.
-    axes.set_xticks(range(len(labels)), labels, rotation=rotation, fontsize=size, parse_math=False)
-    axes.set_ylabel("relative output error" if calibrated else "share of variance lost")
-    axes.set_title("Fused FFNs on the calibration data" if calibrated else "Fused FFNs, without data", fontsize=9)
-    axes.grid(axis="y", alpha=0.3)
+    figure = Figure(figsize=(8, 0.9 + 0.18 * min(len(known), _MOST_LABELS)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(range(len(known)), list(known.values()), color="tab:blue")
+    axes.set_yticks(range(len(labels)), labels, fontsize=7, parse_math=False)  # names of others are no formulas
+    axes.set_ymargin(0.01)
+    axes.invert_yaxis()
+    axes.set_xlabel("relative output error on the calibration data" if calibrated else "share of variance lost")
+    axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     return figure
 

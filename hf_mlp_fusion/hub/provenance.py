@@ -12,9 +12,9 @@ from huggingface_hub import ModelCard, hf_hub_download
 
 from ..report import FusionReport
 
-__all__ = ["base_model_of", "licence_of"]
+__all__ = ["LARGEST_CARD", "base_model_of", "licence_of"]
 
-_LARGEST_CARD = 2**20  # bytes
+LARGEST_CARD = 2**20  # bytes
 
 
 def base_model_of(report: FusionReport) -> str | None:
@@ -44,7 +44,7 @@ def licence_of(name_or_path: object) -> dict[str, str]:
     try:
         is_folder = os.path.isdir(name_or_path)
         path = Path(name_or_path, "README.md") if is_folder else Path(hf_hub_download(name_or_path, "README.md"))
-        if path.stat().st_size > _LARGEST_CARD:
+        if path.stat().st_size > LARGEST_CARD:
             return {}
         data: Mapping[str, Any] = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
     except Exception:  # no such card, no network, no YAML: whatever it is, the licence is not known

@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import safe_open
 
-from ..errors import FusionConfigError, HubError
+from ..errors import FusionConfigError, FusionError, HubError
 from ..headers import check_stored_ffns, stored_tensors
 from ..modules import check_cluster_sizes
 from ..saved import SavedModel, read_saved, saved_family
@@ -56,7 +56,12 @@ def check_folder(folder: Path) -> SavedModel:
         BrokenCheckpointError: It will not, and why.
     """
     saved = read_saved(str(folder))
-    scalings = check_stored_ffns(stored_tensors(folder, {}), saved.section, saved_family(saved.config))
+    scalings = check_stored_ffns(
+        stored_tensors(folder, {}),
+        saved.section,
+        saved_family(saved.config),
+        quantized="quantization_config" in saved.config,
+    )
     for name, stored in scalings.items():
         with safe_open(stored.file, framework="pt") as file:
             check_cluster_sizes(file.get_tensor(stored.name), saved.section.ffns[name].original_width, stored.name)
@@ -114,9 +119,12 @@ def push_folder(
         contents[STUB_NAME] = stub_text().encode()
     api = HfApi()
     readme = read_readme(folder / CARD_NAME)
-    if readme is None and not dry_run:
+    if not dry_run:
         with _hub_errors(repo_id):
-            readme = _remote_readme(api, repo_id, revision)
+            if "/" not in repo_id:
+                repo_id = f"{api.whoami()['name']}/{repo_id}"
+            if readme is None:
+                readme = _remote_readme(api, repo_id, revision)
     card = card_files(saved, repo_id, readme, license=license, license_note=license_note, base_model=base_model)
     contents[CARD_NAME] = card.readme.encode()
     if card.picture is not None:
@@ -126,7 +134,7 @@ def push_folder(
     if dry_run:
         return Push(repo_id, revision or "main", None, None, names, left)
     with _hub_errors(repo_id):
-        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise HubError(f"{repo_id} is public already: make it private on the Hub, or leave --private out")
         if revision is not None:
@@ -161,7 +169,7 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
     """Turns what goes wrong on the way into one line without the token, which a server may have echoed."""
     try:
         yield
-    except HubError:
+    except FusionError:
         raise
     except Exception as error:  # of huggingface_hub and httpx: a dozen kinds
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

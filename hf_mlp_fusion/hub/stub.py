@@ -16,7 +16,7 @@ import transformers
 from ..atomic import write_text
 from ..compat import auto_models_of
 from ..json_files import read_object
-from ..saved import saved_family
+from ..saved import saved_architecture, saved_family
 
 __all__ = [
     "STUB_NAME",
@@ -79,7 +79,7 @@ def with_stub(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     auto_map = {"AutoConfig": f"{_MODULE}.Fused{saved_family(config).config_class}"}
     for auto_class, name in auto_classes(config).items():
-        if auto_class == "AutoModel" or name in (config.get("architectures") or ()):
+        if auto_class == "AutoModel" or name == saved_architecture(config):
             auto_map[auto_class] = f"{_MODULE}.{name}"
     bare = without_stub(config)
     return bare | {"auto_map": _auto_map(bare) | auto_map}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,12 @@ from ..measure.running import token_mask
 __all__ = ["TARGETS", "State", "ffn_outputs", "hidden_states", "mean_squared_error"]
 
 
-class State(NamedTuple):
+@dataclass(frozen=True)
+class State:
     """What one layer computed.
 
     Args:
-        tensor: `[..., d]`, its tokens in the order of the batch: `[batch, tokens, d]`, or `[batch * tokens, d]`.
+        tensor: `[..., d]`, its tokens in the order of the batch.
         decoder: Whether the tokens are those of an encoder-decoder's decoder.
     """
 
@@ -34,7 +36,7 @@ def hidden_states(run: Callable[..., Any], model: PreTrainedModel, names: Sequen
     Args:
         run: The model, or what wraps it.
         model: The model itself.
-        names: Not needed here.
+        names: Names of the fused FFNs; not needed here.
         batch: The arguments of its forward.
     """
     outputs = run(**batch, output_hidden_states=True, return_dict=True, use_cache=False)
@@ -52,7 +54,7 @@ def ffn_outputs(run: Callable[..., Any], model: PreTrainedModel, names: Sequence
     Args:
         run: The model, or what wraps it.
         model: The model itself.
-        names: Names of the FFNs.
+        names: Names of the fused FFNs.
         batch: The arguments of its forward.
     """
     blocks: dict[nn.Module, bool] = {}
@@ -92,9 +94,10 @@ def mean_squared_error(found: Sequence[State], wanted: Sequence[State], batch: B
         A scalar on the device of `found`, float32 at least.
     """
     errors = []
-    for (tensor, decoder), (goal, _) in zip(found, wanted, strict=True):
+    for state, goal in zip(found, wanted, strict=True):
+        tensor = state.tensor
         wide = torch.promote_types(tensor.dtype, torch.float32)
-        difference = (tensor.to(wide) - goal.to(tensor.device, wide)).flatten(0, -2)
-        mask = token_mask(batch, decoder=decoder)
+        difference = (tensor.to(wide) - goal.tensor.to(tensor.device, wide)).flatten(0, -2)
+        mask = token_mask(batch, decoder=state.decoder)
         errors.append((difference if mask is None else difference[mask.flatten()]).square().mean())
     return torch.stack(errors).mean()

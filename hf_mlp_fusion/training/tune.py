@@ -51,7 +51,7 @@ def tune_model(
     max_length: int = 128,
     seed: int = 0,
 ) -> TuningResult:
-    """Tunes a fused model on nine tenths of some texts, layer by layer, and measures what it gained on the others.
+    """Tunes a fused model on nine tenths of some texts, layer by layer, and measures on the others what it gained.
 
     Args:
         fused: The fused model, in float32. It is tuned in place where it is, and its receipt says so.
@@ -73,7 +73,7 @@ def tune_model(
         >>> from hf_mlp_fusion.training import tune_model
         >>> result = tune_model(fused, model, texts, tokenizer)  # doctest: +SKIP
         >>> result.before.mean, result.after.mean  # doctest: +SKIP
-        (0.431, 0.204)
+        (0.436, 0.336)
     """
     tokenizer = tokenizer or load_tokenizer(fused.config.name_or_path)
     train, held_out = split_texts(texts)

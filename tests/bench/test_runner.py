@@ -3,9 +3,9 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_model
 from datasets import Dataset
-from tiny_text import tiny_texts, tiny_tokenizer
+from tiny_tasks import fill
+from tiny_text import tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError
 from hf_mlp_fusion.bench import glue
@@ -16,26 +16,9 @@ from hf_mlp_fusion.bench.train import Settings
 from hf_mlp_fusion.errors import DataError
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Folders of tiny models by family, and `data`, which holds tiny tasks."""
-    root = tmp_path_factory.mktemp("bench")
-    for family in ("roberta", "gpt2", "switch_transformers"):
-        tiny_model(family).save_pretrained(root / family)
-        tiny_tokenizer(family).save_pretrained(root / family)
-    texts = tiny_texts(60)
-    pairs = {"sentence1": texts, "sentence2": texts[::-1], "label": [index % 2 for index in range(60)]}
-    tasks = {
-        "sst2": {"sentence": texts, "label": pairs["label"]},
-        "mrpc": pairs,
-        "stsb": pairs | {"label": [index / 12 for index in range(60)]},
-    }
-    for task, rows in tasks.items():
-        (root / "data" / task).mkdir(parents=True)
-        for split, start in (("train", 0), ("validation", 40)):
-            part = Dataset.from_dict({name: values[start : start + 40] for name, values in rows.items()})
-            part.to_parquet(root / "data" / task / f"{split}.parquet")
-    return root
+    return fill(tmp_path_factory.mktemp("bench"))
 
 
 def job(places, family="roberta", task="sst2", method="unfused", **changes):

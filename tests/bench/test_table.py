@@ -4,8 +4,10 @@ import math
 import pytest
 from rich.console import Console
 
+from hf_mlp_fusion.bench.figures import figures
 from hf_mlp_fusion.bench.lines import Line
 from hf_mlp_fusion.bench.table import markdown, print_tables, summarise
+from hf_mlp_fusion.errors import DataError
 
 
 def line(method, task, seed, rate, fold, reported, **changes):
@@ -52,6 +54,12 @@ def test_a_rate_that_lacks_seeds_is_not_chosen():
     assert cells(LINES[:3] + LINES[4:])["fusion", "sst2"].rate == 1.0
 
 
+def test_shares_are_of_the_unfused_model_on_the_same_seeds():
+    lines = [line("unfused", "sst2", 0, 1.0, [1], [80]), line("unfused", "sst2", 1, 1.0, [1], [20])]
+    lines.append(line("fusion", "sst2", 0, 1.0, [1], [60]))
+    assert cells(lines)["fusion", "sst2"].share == pytest.approx(60 / 80)
+
+
 def test_a_run_that_diverged_is_not_chosen():
     lines = [
         line("fusion", "sst2", 0, 1.0, [math.nan], [math.nan]),
@@ -68,7 +76,7 @@ def test_markdown():
         "| --- | ---: | ---: | ---: | ---: |\n"
         "| unfused | 2.0 M | 80.00 ± 0.00 | 20.00 ± 0.00 | 50.00 ± 0.00 |\n"
         "| fusion | 2.0 M | 65.00 ± 7.07 | 30.00 ± 14.14 | 47.50 ± 10.61 (95.0%) |\n"
-        "| rival:other | 1.5 M | 70.00 | – | – |\n"
+        "| rival:other | 1.5 M | 70.00, one seed | – | – |\n"
     )
 
 
@@ -97,3 +105,20 @@ def test_metrics_of_a_bench_are_columns():
         reported=[{"bleu": 30.0, "ter": 60.0, "meteor_exact_stem": 40.0}],
     )
     assert [cell.column for cell in summarise([webnlg])[0]] == ["bleu", "ter"]
+
+
+def test_figures_for_a_card():
+    both = dataclasses.replace(
+        LINES[2], command="hf-mlp-fusion bench glue", reported=[{"accuracy": 1.0}, {"accuracy": 60.0}]
+    )
+    other = dataclasses.replace(LINES[3], reported=[{"accuracy": 1.0}, {"accuracy": 70.0}])
+    (found,) = figures([both, other, *LINES[6:]], "fusion")
+    assert (found.task, found.dataset, found.split, found.metric) == (
+        "text-classification",
+        "sst2",
+        "validation",
+        "accuracy",
+    )
+    assert (found.value, found.spread, found.seeds, found.command) == (65.0, 7.07, 2, "hf-mlp-fusion bench glue")
+    with pytest.raises(DataError, match="no line is of the method 'svd'; there are lines of fusion, unfused"):
+        figures(LINES, "svd")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import math
 import time
 import warnings
 
@@ -63,13 +62,13 @@ def main() -> None:
             arguments = {"learning_rate": float(rate), "batch_size": ROWS, "max_length": LENGTH}
             result = tune_model(tuned, model, texts[: options.count], tokenizer, target=target, **arguments)
             seconds = time.perf_counter() - started
-            loss = [math.nan, math.nan]
+            loss = "                "
             if objective_of(model) in LANGUAGE_OBJECTIVES:
-                loss = [language_loss(item, held_out).loss for item in (fused, tuned)]
+                loss = " -> ".join(f"{language_loss(item, held_out).loss:6.3f}" for item in (fused, tuned))
             before, after = result.before, result.after
             print(
                 f"{start:11s} {target:14s} {rate:6s} {before.mean:.3f} -> {after.mean:.3f}    "
-                f"{before.hidden_state:.3f} -> {after.hidden_state:.3f}    {loss[0]:.3f} -> {loss[1]:.3f}    "
+                f"{before.hidden_state:.3f} -> {after.hidden_state:.3f}    {loss}  "
                 f"{tuned.fusion_report.tuning[0].steps:5d} {seconds:7.0f}",
                 flush=True,
             )

@@ -161,6 +161,8 @@ def test_the_verbs(folder, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "fusion" in result.output
     assert (folder / "index.html").is_file()
+    printed = json.loads(runner.invoke(app, ["report", str(folder), "--json"]).stdout)
+    assert [row["method"] for row in printed] == [row.method for row in write_report(folder)]
     result = runner.invoke(app, ["report", str(tmp_path / "none")])
     assert isinstance(result.exception, DataError)
     result = runner.invoke(app, ["compare", "a-model"])

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from tiny_text import tiny_texts, tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
+from hf_mlp_fusion.cli import main
 from hf_mlp_fusion.errors import DataError
 from hf_mlp_fusion.hub import Measured, read_measured, write_card
 from hf_mlp_fusion.hub.card import FusionCard
@@ -126,13 +127,16 @@ def test_a_hand_written_readme_keeps_its_text(folder):
 
 def test_writing_twice_changes_nothing(folder):
     figures = [Measured("text-generation", "wikitext", "test", "loss", 2.5)]
-    write_card(folder, **KNOWN, measured=figures)
+    write_card(folder, **KNOWN, measured=figures, license_note="Of one kind.")
     first = (folder / "README.md").read_bytes(), (folder / "fusion_errors.png").read_bytes()
-    write_card(folder, measured=figures)
+    write_card(folder)  # which is not told the figures and the note again
     assert first == ((folder / "README.md").read_bytes(), (folder / "fusion_errors.png").read_bytes())
     write_card(folder, measured=[replace(figures[0], value=2.25)])
     results = ModelCard((folder / "README.md").read_text()).data.eval_results
     assert [result.metric_value for result in results] == [2.25]
+    assert "| 2.25 |" in (folder / "README.md").read_text()
+    assert "| 2.5 |" not in (folder / "README.md").read_text()
+    assert "Of one kind." in (folder / "README.md").read_text()
 
 
 def test_licence_and_base_are_asked_for(folder):
@@ -208,7 +212,7 @@ def test_names_of_others_stay_in_their_place(evil):
     assert "<script" not in body
     assert "](https://evil" not in re.sub("`[^`\n]+`", "", body)  # in code it is but text
     assert "49" not in body
-    assert body.count("<!--") == body.count("-->") == 2
+    assert body.count("<!--") == body.count("-->") == 6
     assert body.count("```") == 2 * 4
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", body)
     rows = [line for line in body.splitlines() if line.startswith("|")]
@@ -247,3 +251,22 @@ def test_bad_figures(tmp_path, text, fault):
     path.write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=fault):
         read_measured(path)
+
+
+def test_the_command(folder, tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["hf-mlp-fusion", "card", str(folder), *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code or 0, capsys.readouterr()
+
+    code, printed = run("--license", "mit")
+    assert code == 1
+    assert "add --base-model" in printed.err
+    figure = {"task": "fill-mask", "dataset": "d", "split": "s", "metric": "loss", "value": 2.5}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(figure))
+    code, printed = run("--license", "mit", "--base-model", "owner/base", "--results", str(tmp_path / "lines.jsonl"))
+    assert code == 0, printed.err
+    card = ModelCard((folder / "README.md").read_text())
+    assert card.data.eval_results[0].metric_value == 2.5
+    assert (folder / "fusion_errors.png").read_bytes().startswith(b"\x89PNG")

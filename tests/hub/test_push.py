@@ -30,9 +30,10 @@ def folders(root):
     tiny_tokenizer("gpt2").save_pretrained(good)
     fused.save_pretrained(root / "sharded", max_shard_size="8KB")
     tiny_model("gpt2").save_pretrained(root / "stock")
-    for name in ("trained", "pickle", "float", "sum", "receipt", "bare", "linked", "stubbed"):
+    for name in ("trained", "pickle", "float", "sum", "receipt", "bare", "linked", "stubbed", "readme"):
         shutil.copytree(good, root / name)
     add_stub(root / "stubbed")
+    (root / "readme" / "README.md").write_text("My words.\n")
     (root / "trained" / "training_args.bin").write_bytes(b"pickle")
     (root / "trained" / "checkpoint-2").mkdir()
     (root / "trained" / "checkpoint-2" / "optimizer.pt").write_bytes(b"pickle")
@@ -57,6 +58,8 @@ COMMANDS = {
     "sharded": ["sharded", "good", "--message", "smaller files"],
     "json": ["good", "owner/json", "--json", "--private", "--revision", "dev"],
     "trained": ["trained", "trained"],
+    "readme": ["readme", "readme"],
+    "readme again": ["good", "readme"],
     "bare code": ["stubbed", "bare-code", "--no-remote-code"],
     "dry": ["trained", "dry", "--dry-run"],
     "public": ["good", "good", "--private"],
@@ -126,6 +129,12 @@ def test_what_is_left_out_is_said(pushed):
     uploaded = set(pushed.hub.repos["tester/trained"].files())
     assert not uploaded & {".env", "modeling_evil.py", "training_args.bin", "checkpoint-2/optimizer.pt"}
     assert "Nothing was pushed" in pushed.results["dry"]["out"]
+
+
+def test_the_owners_words_stay(pushed):
+    """Also those that are in the repository alone."""
+    readme = pushed.hub.repos["tester/readme"].files()["README.md"].decode()
+    assert readme.count("My words.") == readme.count("## Fused FFNs") == 1
 
 
 def test_no_remote_code(pushed):

@@ -1,0 +1,94 @@
+"""The site is built from the docstrings, names each public name, and what its pages show runs."""
+
+import importlib.util
+import pkgutil
+import re
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+import hf_mlp_fusion
+from hf_mlp_fusion.baselines import METHODS
+from hf_mlp_fusion.families import FAMILIES
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built without a warning."""
+    spec = importlib.util.spec_from_file_location("build_docs", DOCS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("site")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module.build(folder)
+    return folder
+
+
+class Page(HTMLParser):
+    """The links and the anchors of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.anchors = [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.anchors.add(values.get("id"))
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+
+
+def test_public_names_are_on_the_front_page_and_explained_at_home(site):
+    links = Page(site / "index.html").links
+    for name in hf_mlp_fusion.__all__:
+        home = getattr(hf_mlp_fusion, name).__module__.replace(".", "/") + ".html"
+        assert f"{home}#{name}" in links
+        assert name in Page(site / home).anchors
+    assert {"commands.html", *(f"{path.stem}.html" for path in DOCS.glob("*.md"))} <= set(links)
+
+
+def test_links_lead_somewhere(site):
+    pages = {path: Page(path) for path in site.rglob("*.html")}
+    assert len(pages) > 80
+    for path, page in pages.items():
+        for link in page.links:
+            if link.startswith("http"):
+                continue
+            file, _, anchor = link.partition("#")
+            target = (path.parent / file).resolve() if file else path
+            assert target in pages, f"{path.name}: {link}"
+            assert not anchor or anchor in pages[target].anchors, f"{path.name}: {link}"
+
+
+def test_names_in_the_design_page_exist(site):
+    """And pdoc has made a link of each."""
+    text = (DOCS / "design.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`(hf_mlp_fusion\.[\w.]+)`", text))
+    assert len(names) > 30
+    page = (site / "design.html").read_text(encoding="utf-8")
+    for name in names:
+        assert pkgutil.resolve_name(name) is not None
+        assert f">{name}</a>" in page
+
+
+def test_the_commands_are_documented(site):
+    text = (site / "commands.html").read_text(encoding="utf-8")
+    for command in ("fuse", "inspect", "bench glue"):
+        assert f"hf-mlp-fusion {command}" in text
+
+
+def test_the_code_of_the_design_page_runs(tmp_path, monkeypatch):
+    text = (DOCS / "design.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    with patch.dict(FAMILIES), patch.dict(METHODS):  # what the page registers is gone afterwards
+        for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+            exec(compile(block, "design.md", "exec"), names)
+    assert {"FIRST", "ExactMatch", "electra"} <= set(names)

@@ -1,0 +1,35 @@
+"""What the repository says of itself in several places is the same everywhere."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+import hf_mlp_fusion
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def read(path):
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_the_workflow_tests_the_pythons_that_are_promised():
+    jobs = read(".github/workflows/ci.yml")["jobs"]
+    promised = [name.rpartition(" ")[2] for name in PROJECT["classifiers"] if "Python :: 3" in name]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == promised
+    assert PROJECT["requires-python"] == f">={promised[0]}"
+    assert jobs["test"]["steps"][-1] == {"run": ".ci/run"}
+
+
+def test_hooks_run_the_checks():
+    hooks = [hook["entry"] for repo in read(".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    checks = re.findall(r"\$\(BIN\)/(.+)", re.search(r"\ncheck:.*\n((?:\t.*\n)+)", makefile)[1])
+    assert {hook.split()[0] for hook in hooks} == {check.split()[0] for check in checks}
+
+
+def test_the_version_is_the_same_in_the_citation():
+    assert read("CITATION.cff")["version"] == hf_mlp_fusion.__version__
