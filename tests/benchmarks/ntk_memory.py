@@ -11,8 +11,7 @@ import torch
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from hf_mlp_fusion.ffn import find_ffns
-from hf_mlp_fusion.measure import ntk
-from hf_mlp_fusion.measure.pairs import parameter_blocks
+from hf_mlp_fusion.measure import ntk, parameter_blocks
 
 samples, tokens, budget = (int(value) for value in [*sys.argv[1:], *("256", "16", "4")[len(sys.argv) - 1 :]])
 torch.manual_seed(0)

@@ -8,7 +8,7 @@ from tiny_text import tiny_texts, tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
 from hf_mlp_fusion.ffn import find_ffns
-from hf_mlp_fusion.measure import compare_ntks, ntk, ntk_error
+from hf_mlp_fusion.measure import NTK, compare_ntks, ntk, ntk_error, parameter_blocks
 from hf_mlp_fusion.objectives import make_batches
 
 CLASSIFIER = transformers.BertForSequenceClassification
@@ -171,6 +171,18 @@ def test_blocks_can_be_named():
     assert list(apart.blocks) == [weight, bias]
     joined = ntk(model, batches, parameters={"first": [weight, bias]})
     torch.testing.assert_close(joined.blocks["first"], apart.total)
+
+
+def test_two_ways_to_the_kernel_of_the_ffns_that_fusion_changes():
+    """By naming its weights, and by picking its blocks from the kernel of all FFNs."""
+    model = tiny_model("bert", transformers.BertForSequenceClassification)
+    batches = batches_for(model, "bert")
+    fused = ntk(fuse_model(model, FusionConfig(width=16, layers="last:2")), batches)
+    named = ntk(model, batches, parameters=parameter_blocks(model, list(fused.blocks)))
+    whole = ntk(model, batches)
+    assert len(named.blocks) == 2 < len(whole.blocks)
+    torch.testing.assert_close(named.total, NTK("adam", {name: whole.blocks[name] for name in fused.blocks}).total)
+    assert compare_ntks(named, fused).ffns.keys() == fused.blocks.keys()
 
 
 def test_unknown_kernels_and_parameters_are_refused():
