@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -51,16 +52,28 @@ class Cell:
 
 
 def summarise(lines: Sequence[Line]) -> list[list[Cell]]:
-    """Summarises lines: a list of cells a table, one for each model and set of settings.
+    """Summarises lines: a list of cells a table, one for each model, set of settings and recipe.
+
+    What has no recipe, the unfused model and rivals, is in the table of each recipe.
 
     Args:
         lines: The lines of any benches.
     """
-    tables: dict[str, list[Line]] = {}
+    alike: dict[str, list[Line]] = {}
     for line in lines:
         settings = {name: value for name, value in line.settings.items() if name != "recipe"}
-        tables.setdefault(json.dumps([line.bench, line.model, settings], sort_keys=True), []).append(line)
-    return [_cells(own) for own in tables.values()]
+        alike.setdefault(json.dumps([line.bench, line.model, settings], sort_keys=True), []).append(line)
+    tables = []
+    for own in alike.values():
+        recipes: list[Any] = []
+        for line in own:
+            if (recipe := line.settings.get("recipe")) is not None and recipe not in recipes:
+                recipes.append(recipe)
+        tables += [
+            _cells([line for line in own if line.settings.get("recipe") in (None, recipe)])
+            for recipe in recipes or [None]
+        ]
+    return tables
 
 
 def _cells(lines: Sequence[Line]) -> list[Cell]:

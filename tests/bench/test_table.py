@@ -85,6 +85,17 @@ def test_models_and_settings_have_tables_of_their_own():
     assert len(summarise([*LINES, *other])) == 2
 
 
+def test_recipes_are_not_mixed():
+    runs = [
+        line("fusion", "sst2", 0, 1.0, [1], [value], settings={"epochs": 2, "recipe": {"width": width}})
+        for width, value in ((64, 70), (32, 50))
+    ]
+    unfused = line("unfused", "sst2", 0, 1.0, [1], [80])
+    wide, narrow = summarise([*runs, unfused])
+    assert [(cell.method, cell.mean) for cell in wide] == [("unfused", 80), ("fusion", 70)]
+    assert [(cell.method, cell.mean) for cell in narrow] == [("unfused", 80), ("fusion", 50)]
+
+
 def test_what_was_refused_is_said(capsys):
     refused = line("layer_drop", "sst2", 0, 1.0, [], [], refused="two stacks")
     print_tables([*LINES, refused], Console(width=100))
