@@ -22,7 +22,7 @@ from ..plan import plan_fusion
 from ..registration import config_class
 from ..section import FFNWidth, FusionSection
 
-__all__ = ["StepCost", "random_model", "step_costs"]
+__all__ = ["StepCost", "random_batch", "random_model", "random_twin", "step_costs"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ def step_costs(
         compiled: Run them under `torch.compile`.
         seconds: Time to spend on each model.
     """
-    models = {"unfused": model, "fused": _twin(model, recipe, "fused"), "folded": _twin(model, recipe, "narrow")}
-    batch = _random_batch(model, batch_size, length)
+    models = {"unfused": model, "fused": random_twin(model, recipe, "fused")}
+    models["folded"] = random_twin(model, recipe, "narrow")
+    batch = random_batch(model, batch_size, length)
     if compiled:
         for each in models.values():
             each.compile()
@@ -101,8 +102,14 @@ def step_costs(
     ]
 
 
-def _twin(model: PreTrainedModel, recipe: FusionConfig, form: str) -> PreTrainedModel:
-    """A model as fusion makes it of this one, with random weights; in the form `"narrow"`, without P."""
+def random_twin(model: PreTrainedModel, recipe: FusionConfig, form: str) -> PreTrainedModel:
+    """A model as fusion makes it of this one, with random weights.
+
+    Args:
+        model: The original model; the new one is put on its device.
+        recipe: Which FFNs become how wide.
+        form: `"fused"`, or `"narrow"` for the folded twin, without P.
+    """
     widths = {ffn.name: FFNWidth(width, ffn.width, form) for ffn, width in plan_fusion(model, recipe).widths}
     section = FusionSection(recipe, {"architecture": type(model).__name__}, widths)
     config = convert_config(model.config, config_class(family_of(model.config)), {"mlp_fusion": section.to_dict()})
@@ -110,7 +117,8 @@ def _twin(model: PreTrainedModel, recipe: FusionConfig, form: str) -> PreTrained
         return fused_class(type(model))(config)
 
 
-def _random_batch(model: PreTrainedModel, batch_size: int, length: int) -> Batch:
+def random_batch(model: PreTrainedModel, batch_size: int, length: int) -> Batch:
+    """Random tokens on the device of a model, `[batch_size, length]`, none of them padding."""
     ids = torch.randint(5, model.config.vocab_size, (batch_size, length), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:

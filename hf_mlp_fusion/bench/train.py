@@ -52,6 +52,7 @@ def fine_tune(
     collator: Any,
     compute_metrics: Callable[[Any], dict[str, float]] | None = None,
     logits_to_keep: Callable[[Any, Any], Any] | None = None,
+    by_length: bool = False,
 ) -> History:
     """Fine-tunes a model in place.
 
@@ -66,6 +67,7 @@ def fine_tune(
         collator: Makes batches of rows.
         compute_metrics: Makes metrics of predictions and labels; if not given, the loss is all.
         logits_to_keep: Takes logits and labels of a batch, and returns what is kept of the logits.
+        by_length: Put rows of like length into a batch, which pads less.
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -97,6 +99,7 @@ def fine_tune(
                 dataloader_pin_memory=on_gpu,
                 prediction_loss_only=compute_metrics is None,
                 label_names=["labels"],
+                train_sampling_strategy="group_by_length" if by_length else "random",
             ),
             train_dataset=train,
             eval_dataset=dict(evaluated),

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _BEAMS = 5
 _NEW_TOKENS = 96  # of a text, at most
-_BATCH = 48  # items generated at once
+_BATCH = 96  # items generated at once
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ class WebNLGBench:
         length = longest_row(model, settings.max_length)
         train, fold = (training_rows(items, tokenizer, length) for items in (data.train, data.fold))
         collator = DataCollatorForSeq2Seq(tokenizer)
-        history = fine_tune(model, tokenizer, train, {"fold": fold}, settings, seed, rate, collator=collator)
+        history = fine_tune(
+            model, tokenizer, train, {"fold": fold}, settings, seed, rate, collator=collator, by_length=True
+        )
         parts = {"_seen": data.seen, "_unseen": data.unseen}
         texts = {part: write_texts(model, tokenizer, items) for part, items in parts.items()}
         scores = {

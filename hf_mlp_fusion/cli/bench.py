@@ -84,7 +84,7 @@ def glue(
     methods: _Methods = _METHODS,
     rival: _Rival = None,
     seeds: _Seeds = 3,
-    rates: _Rates = "5e-5,1e-4,2e-4",
+    rates: _Rates = "2e-5,5e-5,1e-4,2e-4",
     epochs: _Epochs = 3,
     batch_size: _BatchSize = 32,
     max_length: _MaxLength = 128,
