@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -109,6 +110,9 @@ def run_jobs(jobs: Sequence[Job], processes: int = 1) -> Iterator[Line]:
     Args:
         jobs: The jobs.
         processes: Processes to run them in; they take turns at the GPUs that are visible.
+
+    Raises:
+        FusionConfigError: Processes that shared a GPU ran out of its memory. All other runs are finished first.
     """
     if processes == 1:
         for job in jobs:
@@ -119,9 +123,16 @@ def run_jobs(jobs: Sequence[Job], processes: int = 1) -> Iterator[Line]:
     gpus = _visible_gpus()
     for number in range(processes):
         turns.put(gpus[number % len(gpus)] if gpus else "")
+    expected = finished = 0
     with context.Pool(processes, _start_worker, (turns,)) as pool:
-        for lines in pool.imap_unordered(_finish_job, jobs):
+        for job, lines in pool.imap_unordered(_finish_job, jobs):
+            expected, finished = expected + len(job.rates), finished + len(lines)
             yield from lines
+    if finished < expected:
+        raise FusionConfigError(
+            f"{expected - finished} runs found too little memory on a GPU that processes share; "
+            "the same command with fewer --processes makes up for them"
+        )
 
 
 def run_job(job: Job) -> Iterator[Line]:
@@ -179,8 +190,12 @@ def _described(job: Job, rate: float, model: PreTrainedModel) -> Line:
     )
 
 
-def _finish_job(job: Job) -> list[Line]:
-    return list(run_job(job))
+def _finish_job(job: Job) -> tuple[Job, list[Line]]:
+    """The lines of a job, up to the one that the GPU has no memory for: raised, it would end all other processes."""
+    lines: list[Line] = []
+    with contextlib.suppress(torch.OutOfMemoryError):
+        lines.extend(run_job(job))
+    return job, lines
 
 
 def _visible_gpus() -> list[str]:

@@ -1,5 +1,8 @@
 import dataclasses
 import json
+import queue
+import types
+from multiprocessing.pool import ThreadPool
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from tiny_tasks import fill
 from tiny_text import tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError
-from hf_mlp_fusion.bench import glue
+from hf_mlp_fusion.bench import glue, runner
 from hf_mlp_fusion.bench.glue import GLUE, GLUE_BENCH
 from hf_mlp_fusion.bench.lines import append_line, read_lines
 from hf_mlp_fusion.bench.runner import Job, jobs_for, run_job, run_jobs
@@ -91,6 +94,24 @@ def test_processes_give_what_one_gives(places):
     several = sorted(run_jobs(jobs, processes=2), key=key)
     alone = sorted(run_jobs(jobs), key=key)
     assert [line.reported for line in several] == [line.reported for line in alone]
+
+
+def test_processes_that_a_gpu_is_too_small_for_lose_no_other_run(monkeypatch, places):
+    def run(job):
+        yield job.line(1e-3)
+        if job.method == "prune":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield job.line(1e-2)
+
+    monkeypatch.setattr(runner, "run_job", run)
+    monkeypatch.setattr(runner, "_start_worker", lambda turns: turns.get())
+    threads = types.SimpleNamespace(SimpleQueue=queue.SimpleQueue, Pool=ThreadPool)
+    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda _: threads)
+    lines = []
+    with pytest.raises(FusionConfigError, match=r"1 runs found too little memory .* fewer --processes"):
+        lines.extend(run_jobs(jobs_of(places, ["prune", "unfused", "fusion"], rates=(1e-3, 1e-2)), processes=2))
+    every = {(method, rate) for method in ("prune", "unfused", "fusion") for rate in (1e-3, 1e-2)}
+    assert {(line.method, line.rate) for line in lines} == every - {("prune", 1e-2)}
 
 
 def test_a_rival_is_trained_in_the_models_place(places):
