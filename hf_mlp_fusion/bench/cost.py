@@ -22,7 +22,7 @@ from ..plan import plan_fusion
 from ..registration import config_class
 from ..section import FFNWidth, FusionSection
 
-__all__ = ["StepCost", "random_batch", "random_model", "random_twin", "step_costs"]
+__all__ = ["StepCost", "random_batch", "random_forms", "random_model", "step_costs"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ def step_costs(
         compiled: Run them under `torch.compile`.
         seconds: Time to spend on each model.
     """
-    models = {"unfused": model, "fused": random_twin(model, recipe, "fused")}
-    models["folded"] = random_twin(model, recipe, "narrow")
+    models = random_forms(model, recipe)
     batch = random_batch(model, batch_size, length)
     if compiled:
         for each in models.values():
@@ -102,14 +101,18 @@ def step_costs(
     ]
 
 
-def random_twin(model: PreTrainedModel, recipe: FusionConfig, form: str) -> PreTrainedModel:
-    """A model as fusion makes it of this one, with random weights.
+def random_forms(model: PreTrainedModel, recipe: FusionConfig) -> dict[str, PreTrainedModel]:
+    """A model as `"unfused"`, and with random weights on its device as `"fused"` and, without P, as `"folded"`.
 
     Args:
-        model: The original model; the new one is put on its device.
+        model: The original model.
         recipe: Which FFNs become how wide.
-        form: `"fused"`, or `"narrow"` for the folded twin, without P.
     """
+    return {"unfused": model, "fused": _twin(model, recipe, "fused"), "folded": _twin(model, recipe, "narrow")}
+
+
+def _twin(model: PreTrainedModel, recipe: FusionConfig, form: str) -> PreTrainedModel:
+    """A model as fusion makes it of this one, with random weights; in the form `"narrow"`, without P."""
     widths = {ffn.name: FFNWidth(width, ffn.width, form) for ffn, width in plan_fusion(model, recipe).widths}
     section = FusionSection(recipe, {"architecture": type(model).__name__}, widths)
     config = convert_config(model.config, config_class(family_of(model.config)), {"mlp_fusion": section.to_dict()})

@@ -112,7 +112,7 @@ def run_jobs(jobs: Sequence[Job], processes: int = 1) -> Iterator[Line]:
         processes: Processes to run them in; they take turns at the GPUs that are visible.
 
     Raises:
-        FusionConfigError: Processes that shared a GPU ran out of its memory. All other runs are finished first.
+        FusionConfigError: Processes that shared a GPU ran out of its memory. All other jobs are finished first.
     """
     if processes == 1:
         for job in jobs:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..data import Batch
 from .running import evaluating, inputs_of, on_device, training_step
 
-__all__ = ["Latency", "latencies", "latency"]
+__all__ = ["Latency", "in_turn", "latencies", "latency"]
 
 _WARM_UP = 2  # runs before the clock counts: allocator, kernels' choice of algorithm, caches
 _FEWEST_RUNS = 5  # below which a median and quartiles say nothing
@@ -58,14 +58,24 @@ def latencies(
         seconds: Time to spend on each, at least; five runs are made whatever they take.
     """
     runs = [_run(model, on_device(batch, model), training) for model in models]
-    taken: list[list[float]] = [[] for _ in models]
     with evaluating(*models), torch.set_grad_enabled(training):
-        for run in runs * _WARM_UP:
-            run()
-        started = time.perf_counter()
-        while len(taken[0]) < _FEWEST_RUNS or time.perf_counter() - started < seconds * len(models):
-            for times, run in zip(taken, runs, strict=True):
-                times.append(run())
+        return in_turn(runs, seconds)
+
+
+def in_turn(runs: Sequence[Callable[[], float]], seconds: float) -> list[Latency]:
+    """Makes runs in turn, after a warm-up.
+
+    Args:
+        runs: Functions that return the seconds that they took.
+        seconds: Time to spend on each, at least; five runs are made whatever they take.
+    """
+    taken: list[list[float]] = [[] for _ in runs]
+    for run in [*runs] * _WARM_UP:
+        run()
+    started = time.perf_counter()
+    while len(taken[0]) < _FEWEST_RUNS or time.perf_counter() - started < seconds * len(runs):
+        for times, run in zip(taken, runs, strict=True):
+            times.append(run())
     quartiles = [statistics.quantiles(times, n=4, method="inclusive") for times in taken]
     return [Latency(q[1], q[2] - q[0], len(times)) for q, times in zip(quartiles, taken, strict=True)]
 

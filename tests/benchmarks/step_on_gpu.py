@@ -9,7 +9,6 @@ replays: what is left is the GPU's own time. RoBERTa only; 8 of 12 layers at a q
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
@@ -17,9 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_mlp_fusion import FusionConfig
-from hf_mlp_fusion.bench.cost import random_batch, random_model, random_twin
-
-_RUNS = 60
+from hf_mlp_fusion.bench.cost import random_batch, random_forms, random_model
+from hf_mlp_fusion.measure.latency import in_turn
 
 
 def main() -> None:
@@ -31,24 +29,28 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     options = parser.parse_args()
     model, recipe = random_model(options.config, "cuda"), FusionConfig(layers="last:8")
-    models = {"unfused": model, "fused": random_twin(model, recipe, "fused")}
-    models["folded"] = random_twin(model, recipe, "narrow")
+    models = random_forms(model, recipe)
     batch = random_batch(model, options.batch_size, 128) | {"labels": torch.zeros(options.batch_size).long().cuda()}
     if options.mode == "captured":
         del batch["attention_mask"]  # making the mask reads from the GPU, which a capture cannot
     steps = {name: _step(each.train(options.dropout), batch, options.mode) for name, each in models.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(_RUNS):
-        for name, step in steps.items():
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            step()
-            torch.cuda.synchronize()
-            times[name].append(1e3 * (time.perf_counter() - started))
-    for name, taken in times.items():
-        low, median, high = statistics.quantiles(taken, n=4)
-        share = median / statistics.median(times["unfused"])
-        print(f"{name}: {median:.2f} ± {(high - low) / 2:.2f} ms, {share:.3f} of unfused", flush=True)
+    times = in_turn([_timed(step) for step in steps.values()], seconds=1.0)
+    for name, taken in zip(steps, times, strict=True):
+        share = taken.median / times[0].median
+        print(
+            f"{name}: {1e3 * taken.median:.2f} ± {1e3 * taken.spread / 2:.2f} ms, {share:.3f} of unfused", flush=True
+        )
+
+
+def _timed(step: Callable[[], None]) -> Callable[[], float]:
+    def run() -> float:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    return run
 
 
 def _step(model: PreTrainedModel, batch: dict[str, torch.Tensor], mode: str) -> Callable[[], None]:
@@ -61,16 +63,17 @@ def _step(model: PreTrainedModel, batch: dict[str, torch.Tensor], mode: str) -> 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True, capturable=True)
 
     def step() -> None:
-        torch.compiler.cudagraph_mark_step_begin()
+        if mode == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=mode != "captured"):
             loss = model(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream() if mode == "captured" else torch.cuda.current_stream()  # a capture wants its own
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # as capturing wants it
+    with torch.cuda.stream(stream):
         for _ in range(4):
             step()
     torch.cuda.current_stream().wait_stream(stream)
