@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 
@@ -16,6 +17,8 @@ from .modules import ClusterScaling, FusedMLP
 from .section import FusionSection
 
 __all__ = ["calibrate_ntk", "kernel_sizes", "match_kernel_sizes"]
+
+logger = logging.getLogger(__name__)
 
 
 def calibrate_ntk(
@@ -92,8 +95,10 @@ def match_kernel_sizes(
     found = kernel_sizes(fused, [ffn.name for ffn in ffns], batches)
     scales = {}
     for ffn in ffns:
-        inner, outer = (_ratio(wanted[name], found[name]) for name in (f"{ffn.name}:inner", f"{ffn.name}:outer"))
-        scales[ffn.name] = _rescale(ffn, inner, outer)
+        ratios = [_ratio(wanted[name], found[name]) for name in (f"{ffn.name}:inner", f"{ffn.name}:outer")]
+        if None in ratios:
+            logger.warning("no gradient reached %s: the size of its kernels is not matched", ffn.name)
+        scales[ffn.name] = _rescale(ffn, *(ratio or 1.0 for ratio in ratios))
     fused.config.mlp_fusion = FusionSection.from_dict(fused.config.mlp_fusion).with_scales(scales).to_dict()
     return scales
 
@@ -105,9 +110,10 @@ def _fused_ffns(fused: PreTrainedModel) -> list[FFN]:
     return ffns
 
 
-def _ratio(wanted: float, found: float) -> float:
-    ratio = wanted / found if found > 0 else 1.0
-    return ratio if math.isfinite(ratio) and ratio > 0 else 1.0  # an expert that no sample reached stays as it is
+def _ratio(wanted: float, found: float) -> float | None:
+    """What to scale by; None for an expert that no sample reached, which stays as it is."""
+    ratio = wanted / found if found > 0 else 0.0
+    return ratio if math.isfinite(ratio) and ratio > 0 else None
 
 
 @torch.no_grad()

@@ -203,6 +203,21 @@ def test_matching_lowers_the_ntk_error():
     assert matched.fusion_report.recipe["ntk"] == "match"
 
 
+@pytest.mark.parametrize("labels", [1, 2])
+def test_the_kernels_of_every_head_are_matched(labels):
+    model = tiny_model("bert", CLASSIFIER, num_labels=labels)
+    fused = fuse_model(model, FusionConfig(width=16), calibration=batches(model))
+    assert all(1.0 not in ffn["scales"] for ffn in fused.config.mlp_fusion["ffns"].values())
+
+
+def test_kernels_that_no_gradient_reaches_keep_their_size_and_that_is_said(caplog):
+    model = tiny_model("bert", CLASSIFIER)
+    torch.nn.init.zeros_(model.classifier.weight)
+    fused = fuse_model(model, FusionConfig(width=16), calibration=batches(model))
+    assert all(ffn["scales"] == [1.0, 1.0] for ffn in fused.config.mlp_fusion["ffns"].values())
+    assert "no gradient reached encoder.layer.0" in caplog.text
+
+
 def test_matching_without_a_refit_leaves_the_fusion_alone():
     """Calibration data that serve the kernels only must not move a bias."""
     model = tiny_model("bert")

@@ -27,8 +27,8 @@ def scalar_outputs(model: PreTrainedModel) -> Scalar:
 
     Returns:
         For language models the mean log-probability of the observed tokens (those with labels); for classifiers
-        softmax(logits)[0], as the paper's code has it; for models without a head the mean hidden state, projected on
-        one fixed random direction.
+        softmax(logits)[0], as the paper's code has it; for regression, whose softmax is 1 whatever the weights, the
+        logit itself; for models without a head the mean hidden state, projected on one fixed random direction.
     """
     if objective_of(model) in LANGUAGE_OBJECTIVES:
         causal = objective_of(model) == "causal"
@@ -65,7 +65,8 @@ def _head_output(run: Callable[..., Any], batch: Batch) -> Tensor:
     outputs = run(**inputs_of(batch))
     logits = getattr(outputs, "logits", None)
     if logits is not None:
-        return logits.flatten(1).softmax(dim=-1)[:, 0]
+        flat = logits.flatten(1)
+        return flat[:, 0] if flat.shape[1] == 1 else flat.softmax(dim=-1)[:, 0]
     hidden = outputs.last_hidden_state
     mask = token_mask(batch, decoder="decoder_input_ids" in batch)
     if mask is None:

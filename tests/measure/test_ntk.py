@@ -67,6 +67,24 @@ def test_the_kernel_equals_that_of_a_loop_over_samples(family, head, kernel):
     assert measured.total.norm() > 0
 
 
+def test_the_kernel_of_a_regression_is_that_of_its_number():
+    """Its softmax is 1 whatever the weights, and would have no gradient."""
+    model = tiny_model("bert", CLASSIFIER, num_labels=1).double()
+    batches = batches_for(model, "bert")
+    names = [name for ffn in find_ffns(model) for name in ffn.parameter_names()]
+    rows = []
+    for batch in batches:
+        for number in model(**batch).logits[:, 0]:
+            gradients = torch.autograd.grad(
+                number, [dict(model.named_parameters())[name] for name in names], retain_graph=True
+            )
+            rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    gradients = torch.stack(rows)
+    measured = ntk(model, batches).total
+    torch.testing.assert_close(measured, gradients @ gradients.sign().T, rtol=1e-6, atol=1e-9)
+    assert measured.norm() > 0
+
+
 @pytest.mark.parametrize("family", ["gpt2", "roberta", "switch_transformers"])
 def test_chunks_change_nothing(family):
     model = tiny_model(family).double()
