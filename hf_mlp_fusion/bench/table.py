@@ -37,6 +37,7 @@ class Cell:
         seeds: How many seeds.
         rate: The learning rate that was chosen; None of an average.
         share: The mean as a share of the unfused model's on the same seeds; None where there is none.
+        share_error: The standard error of that share, from the seeds that both have; None of a single one.
         parameters: Parameters of the model.
     """
 
@@ -48,6 +49,7 @@ class Cell:
     seeds: int
     rate: float | None
     share: float | None
+    share_error: float | None
     parameters: int
 
 
@@ -106,10 +108,12 @@ def _cells(lines: Sequence[Line]) -> list[Cell]:
             spread=statistics.stdev(cell.values.values()) if len(cell.values) > 1 else None,
             seeds=len(cell.values),
             rate=cell.rate,
-            share=_share(cell, reached.get((UNFUSED, column))),
+            share=share,
+            share_error=error,
             parameters=cell.parameters,
         )
         for (method, column), cell in reached.items()
+        for share, error in [_share(cell, reached.get((UNFUSED, column)))]
     ]
 
 
@@ -153,12 +157,20 @@ def _number(score: float) -> float:
     return score if score == score else float("-inf")  # a run that diverged
 
 
-def _share(cell: _Reached, unfused: _Reached | None) -> float | None:
-    common = set() if unfused is None else cell.values.keys() & unfused.values.keys()
+def _share(cell: _Reached, unfused: _Reached | None) -> tuple[float | None, float | None]:
+    """The share of the unfused mean, and its standard error: of a ratio of means over the same seeds."""
+    common = sorted(set() if unfused is None else cell.values.keys() & unfused.values.keys())
     if unfused is None or not common:
-        return None
-    of = sum(unfused.values[seed] for seed in common)
-    return sum(cell.values[seed] for seed in common) / of if of else None
+        return None, None
+    of = [unfused.values[seed] for seed in common]
+    own = [cell.values[seed] for seed in common]
+    if not sum(of):
+        return None, None
+    share = sum(own) / sum(of)
+    if len(common) == 1:
+        return share, None
+    left = [value - share * whole for value, whole in zip(own, of, strict=True)]
+    return share, statistics.stdev(left) / math.sqrt(len(left)) / statistics.mean(of)
 
 
 def rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
@@ -179,7 +191,10 @@ def _text(cell: Cell | None, seeds: int) -> str:
         return "–"
     fewer = f", {cell.seeds} seeds" if 1 < cell.seeds < seeds else ", one seed" if cell.seeds < seeds else ""
     spread = "" if cell.spread is None else f" ± {cell.spread:.2f}"
-    share = "" if cell.share is None or cell.column != AVERAGE or cell.method == UNFUSED else f" ({cell.share:.1%})"
+    share = ""
+    if cell.share is not None and cell.column == AVERAGE and cell.method != UNFUSED:
+        error = "" if cell.share_error is None else f" ± {100 * cell.share_error:.1f}"
+        share = f" ({100 * cell.share:.1f}{error} %)"
     return f"{cell.mean:.2f}{spread}{share}{fewer}"
 
 

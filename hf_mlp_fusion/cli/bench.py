@@ -6,8 +6,9 @@ import dataclasses
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -30,6 +31,9 @@ from .options import (
     parse_names,
     parse_width,
 )
+
+if TYPE_CHECKING:
+    from ..bench.lines import Line
 
 __all__ = ["app"]
 
@@ -142,12 +146,25 @@ def webnlg(
 @app.command()
 def table(
     out: _Lines,
+    methods: Annotated[str | None, typer.Option(help="Only these methods, separated by commas.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Only the first seeds, so many.")] = None,
+    rates: Annotated[str | None, typer.Option(help="Only these learning rates, separated by commas.")] = None,
     as_json: Json = False,
     as_markdown: _Markdown = False,
 ) -> None:
-    """Tabulate the lines in FILE again."""
+    """Tabulate the lines in FILE again, all or some of them."""
     _check_lines(out)
-    _show(out, as_json, as_markdown)
+    names = parse_names(methods) if methods is not None else None
+    numbers = _numbers(rates) if rates is not None else None
+
+    def wanted(line: Line) -> bool:
+        return (
+            (names is None or line.method in names)
+            and (seeds is None or line.seed < seeds)
+            and (numbers is None or line.rate in numbers)
+        )
+
+    _show(out, as_json, as_markdown, wanted)
 
 
 @app.command()
@@ -273,11 +290,13 @@ def _run(
         raise
 
 
-def _show(out: Path, as_json: bool, as_markdown: bool) -> None:
+def _show(out: Path, as_json: bool, as_markdown: bool, wanted: Callable[[Line], bool] = lambda line: True) -> None:
     from ..bench.lines import read_lines
     from ..bench.table import markdown, print_tables, summarise
 
-    lines = read_lines(out)
+    lines = [line for line in read_lines(out) if wanted(line)]
+    if not lines:
+        raise DataError(f"{out} holds no line that was asked for")
     if as_json:
         cells = [dataclasses.asdict(cell) for table in summarise(lines) for cell in table]
         typer.echo(json.dumps(cells, indent=2))

@@ -3,6 +3,8 @@ import json
 import pytest
 from tiny_tasks import fill
 
+from hf_mlp_fusion.bench.lines import Line, append_line
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
@@ -37,6 +39,27 @@ def test_a_bench_is_run_tabulated_and_gone_on_with(cli, glue, tmp_path):
     assert {cell["column"] for cell in json.loads(cells)} == {"sst2", "mrpc", "average"}
     _, figures, _ = cli("bench", "figures", tmp_path / "lines.jsonl", "fusion")
     assert [json.loads(line)["metric"] for line in figures.splitlines()] == ["accuracy", "accuracy", "f1"]
+
+
+def test_a_table_of_some_lines(cli, tmp_path):
+    path = tmp_path / "lines.jsonl"
+    for seed in range(3):
+        for method, rate in (("unfused", 1e-4), ("svd", 1e-4), ("svd", 1e-3)):
+            score = [{"score": 70 + seed + 1e4 * rate}]
+            key = f"{method} {seed} {rate}"
+            append_line(path, Line(key, "glue", "m", "sst2", method, seed, rate, {}, fold=score, reported=score))
+
+    def cells(*options):
+        code, out, _ = cli("bench", "table", path, "--json", *options)
+        assert code == 0
+        return [(cell["method"], cell["seeds"], cell["rate"], cell["mean"]) for cell in json.loads(out)]
+
+    assert cells() == [("unfused", 3, 1e-4, 72), ("svd", 3, 1e-3, 81)]
+    assert cells("--seeds", 2) == [("unfused", 2, 1e-4, 71.5), ("svd", 2, 1e-3, 80.5)]
+    assert cells("--methods", "svd", "--rates", "1e-4,5") == [("svd", 3, 1e-4, 72)]
+    code, out, err = cli("bench", "table", path, "--rates", "5")
+    assert (code, out) == (1, "")
+    assert "holds no line that was asked for" in err
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def test_the_fold_chooses_rate_and_epoch():
     assert (average.mean, average.rate) == (47.5, None)
     assert average.spread == pytest.approx(15 / math.sqrt(2))
     assert average.share == pytest.approx(47.5 / 50)
+    assert average.share_error == pytest.approx(7.5 / 50)  # -7.5 and 7.5 are left of 40 and 55
 
 
 def test_a_rate_that_lacks_seeds_is_not_chosen():
@@ -57,7 +58,15 @@ def test_a_rate_that_lacks_seeds_is_not_chosen():
 def test_shares_are_of_the_unfused_model_on_the_same_seeds():
     lines = [line("unfused", "sst2", 0, 1.0, [1], [80]), line("unfused", "sst2", 1, 1.0, [1], [20])]
     lines.append(line("fusion", "sst2", 0, 1.0, [1], [60]))
-    assert cells(lines)["fusion", "sst2"].share == pytest.approx(60 / 80)
+    fusion = cells(lines)["fusion", "sst2"]
+    assert (fusion.share, fusion.share_error) == (pytest.approx(60 / 80), None)
+
+
+def test_what_moves_with_the_unfused_model_has_a_share_without_error():
+    lines = [line("unfused", "sst2", seed, 1.0, [1], [40 + 8 * seed]) for seed in range(4)]
+    lines += [line("fusion", "sst2", seed, 1.0, [1], [10 + 2 * seed]) for seed in range(4)]
+    fusion = cells(lines)["fusion", "sst2"]
+    assert (fusion.share, fusion.share_error) == (0.25, 0.0)
 
 
 def test_a_run_that_diverged_is_not_chosen():
@@ -75,7 +84,7 @@ def test_markdown():
         "|  | parameters | sst2 | cola | average |\n"
         "| --- | ---: | ---: | ---: | ---: |\n"
         "| unfused | 2.0 M | 80.00 ± 0.00 | 20.00 ± 0.00 | 50.00 ± 0.00 |\n"
-        "| fusion | 2.0 M | 65.00 ± 7.07 | 30.00 ± 14.14 | 47.50 ± 10.61 (95.0%) |\n"
+        "| fusion | 2.0 M | 65.00 ± 7.07 | 30.00 ± 14.14 | 47.50 ± 10.61 (95.0 ± 15.0 %) |\n"
         "| rival:other | 1.5 M | 70.00, one seed | – | – |\n"
     )
 

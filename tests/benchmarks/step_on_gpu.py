@@ -1,7 +1,7 @@
 """What a step of fine-tuning takes on a GPU, with and without the time that Python needs to start its kernels.
 
     python tests/benchmarks/step_on_gpu.py CONFIG_FOLDER {eager,reduce-overhead,captured}
-        [--dropout] [--batch-size 32] [--bf16-weights]
+        [--dropout] [--batch-size 32] [--bf16-weights] [--profile]
 
 `captured` compiles each layer, captures the whole step (forward, backward, AdamW) in one CUDA graph and times its
 replays: what is left is the GPU's own time. RoBERTa only; 8 of 12 layers at a quarter, 128 tokens, bf16
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from hf_mlp_fusion import FusionConfig
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--dropout", action="store_true")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--bf16-weights", action="store_true", help="weights and AdamW's state in bf16, no autocast")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of ten steps of each instead")
     options = parser.parse_args()
     model, recipe = random_model(options.config, "cuda"), FusionConfig(layers="last:8")
     models = random_forms(model, recipe)
@@ -42,6 +44,10 @@ def main() -> None:
         name: _step(each.train(options.dropout), batch, options.mode, autocast=not options.bf16_weights)
         for name, each in models.items()
     }
+    if options.profile:
+        for name, step in steps.items():
+            print(name, _kernels(step), sep="\n", flush=True)
+        return
     times = in_turn([_timed(step) for step in steps.values()], seconds=1.0)
     for name, taken in zip(steps, times, strict=True):
         share = taken.median / times[0].median
@@ -59,6 +65,14 @@ def _timed(step: Callable[[], None]) -> Callable[[], float]:
         return time.perf_counter() - started
 
     return run
+
+
+def _kernels(step: Callable[[], None]) -> str:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(10):
+            step()
+        torch.cuda.synchronize()
+    return profiled.key_averages().table(sort_by="cuda_time_total", row_limit=40, max_name_column_width=70)
 
 
 def _step(model: PreTrainedModel, batch: dict[str, torch.Tensor], mode: str, autocast: bool) -> Callable[[], None]:
