@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from ..config import FusionConfig
 from ..errors import DataError, FusionConfigError
+from .cost import cost
 from .options import (
     DEFAULTS,
     OUTPUT,
     RIVALS,
     RUN,
-    Device,
+    TRAINING,
+    BatchSize,
     Json,
     Layers,
+    MaxLength,
     Targets,
     Width,
     parse_layers,
@@ -42,7 +43,6 @@ app = typer.Typer(
 )
 
 _METHODS = f"unfused, {RIVALS}"
-_TRAINING = "Training"
 
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of the original model.")]
 _Lines = Annotated[Path, typer.Argument(metavar="FILE", help="File of JSON lines that a bench wrote.")]
@@ -50,19 +50,17 @@ _Methods = Annotated[str, typer.Option(help="Methods, separated by commas.")]
 _Rival = Annotated[
     list[str] | None, typer.Option(help="Another checkpoint to fine-tune beside; may be given several times.")
 ]
-_Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.", rich_help_panel=_TRAINING)]
+_Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.", rich_help_panel=TRAINING)]
 _Rates = Annotated[
     str,
     typer.Option(
-        help="Learning rates to choose from on a held-out tenth of the training data.", rich_help_panel=_TRAINING
+        help="Learning rates to choose from on a held-out tenth of the training data.", rich_help_panel=TRAINING
     ),
 ]
-_Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training data.", rich_help_panel=_TRAINING)]
-_BatchSize = Annotated[int, typer.Option(min=1, help="Rows a step.", rich_help_panel=_TRAINING)]
-_MaxLength = Annotated[int, typer.Option(min=8, help="Tokens a row, at most.", rich_help_panel=_TRAINING)]
+_Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training data.", rich_help_panel=TRAINING)]
 _Routers = Annotated[
     bool,
-    typer.Option("--train-routers", help="Train the routers of a mixture of experts too.", rich_help_panel=_TRAINING),
+    typer.Option("--train-routers", help="Train the routers of a mixture of experts too.", rich_help_panel=TRAINING),
 ]
 _Limit = Annotated[
     int | None, typer.Option(min=1, help="Rows of each split, at most, for a quick look.", rich_help_panel=RUN)
@@ -90,8 +88,8 @@ def glue(
     seeds: _Seeds = 3,
     rates: _Rates = "2e-5,5e-5,1e-4,2e-4",
     epochs: _Epochs = 3,
-    batch_size: _BatchSize = 32,
-    max_length: _MaxLength = 128,
+    batch_size: BatchSize = 32,
+    max_length: MaxLength = 128,
     width: Width = str(DEFAULTS.width),
     layers: Layers = str(DEFAULTS.layers),
     targets: Targets = DEFAULTS.targets,
@@ -123,8 +121,8 @@ def webnlg(
     seeds: _Seeds = 3,
     rates: _Rates = "3e-4,1e-3",
     epochs: _Epochs = 5,
-    batch_size: _BatchSize = 32,
-    max_length: _MaxLength = 256,
+    batch_size: BatchSize = 32,
+    max_length: MaxLength = 256,
     width: Width = str(DEFAULTS.width),
     layers: Layers = str(DEFAULTS.layers),
     limit: _Limit = None,
@@ -184,50 +182,7 @@ def figures(
         typer.echo(json.dumps(dataclasses.asdict(item)))
 
 
-@app.command()
-def cost(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder or Hub id with a config.json; the weights are random.")
-    ],
-    width: Width = str(DEFAULTS.width),
-    layers: Layers = str(DEFAULTS.layers),
-    targets: Targets = DEFAULTS.targets,
-    batch_size: _BatchSize = 32,
-    max_length: _MaxLength = 128,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Run under autocast to bfloat16.", rich_help_panel=RUN)] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Run under torch.compile.", rich_help_panel=RUN)] = False,
-    device: Device = "cpu",
-    as_json: Json = False,
-) -> None:
-    """Measure a step of fine-tuning: time, memory and optimiser state, fused against unfused and folded."""
-    import torch
-
-    from ..bench.cost import random_model, step_costs
-
-    recipe = FusionConfig(parse_width(width), parse_layers(layers), targets)
-    costs = step_costs(
-        random_model(model, device),
-        recipe,
-        batch_size=batch_size,
-        length=max_length,
-        autocast=torch.bfloat16 if bf16 else None,
-        compiled=compiled,
-    )
-    if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(item) for item in costs], indent=2))
-        return
-    grid = Table("", "step, ms", "of unfused", "peak memory, MB", "optimiser, MB", "parameters", box=SIMPLE_HEAD)
-    for item in costs:
-        peak = "–" if item.peak_memory is None else f"{item.peak_memory / 1e6:,.0f}"
-        grid.add_row(
-            item.name,
-            f"{1e3 * item.seconds:.2f} ± {1e3 * item.spread / 2:.2f}",
-            f"{item.of_unfused:.3f}",
-            peak,
-            f"{item.optimizer_bytes / 1e6:,.0f}",
-            f"{item.parameters / 1e6:.1f} M",
-        )
-    Console(highlight=False).print(grid)
+app.command()(cost)
 
 
 def _check_lines(out: Path) -> None:

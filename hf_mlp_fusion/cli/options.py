@@ -18,8 +18,10 @@ __all__ = [
     "RIVALS",
     "RUN",
     "TEXTS",
+    "TRAINING",
     "WHAT",
     "BaseModel",
+    "BatchSize",
     "Dataset",
     "Device",
     "Dtype",
@@ -29,6 +31,7 @@ __all__ = [
     "Layers",
     "License",
     "LicenseNote",
+    "MaxLength",
     "NewFolder",
     "Overwrite",
     "Seed",
@@ -44,6 +47,7 @@ __all__ = [
 
 DEFAULTS = FusionConfig()
 WHAT, HOW, TEXTS, RUN, OUTPUT = "What to fuse", "How", "Texts", "Run", "Output"
+TRAINING = "Training"
 """Panels of the help, in this order."""
 
 RIVALS = "fusion, fusion_kmeans, fusion_calibrated, cluster, svd, sketch, mmd, prune, ntk_sap, layer_drop"
@@ -52,6 +56,9 @@ RIVALS = "fusion, fusion_kmeans, fusion_calibrated, cluster, svd, sketch, mmd, p
 FusedModel = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a fused model.")]
 FusedFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a fused model.")]
 NewFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write. It must be empty or not there.")]
+
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows a step.", rich_help_panel=TRAINING)]
+MaxLength = Annotated[int, typer.Option(min=8, help="Tokens a row, at most.", rich_help_panel=TRAINING)]
 
 Width = Annotated[
     str,
