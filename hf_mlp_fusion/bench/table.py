@@ -159,18 +159,16 @@ def _number(score: float) -> float:
 
 def _share(cell: _Reached, unfused: _Reached | None) -> tuple[float | None, float | None]:
     """The share of the unfused mean, and its standard error: of a ratio of means over the same seeds."""
-    common = sorted(set() if unfused is None else cell.values.keys() & unfused.values.keys())
-    if unfused is None or not common:
+    whole = {} if unfused is None else unfused.values
+    pairs = [(value, whole[seed]) for seed, value in cell.values.items() if seed in whole]
+    total = sum(of for _, of in pairs)
+    if not total:
         return None, None
-    of = [unfused.values[seed] for seed in common]
-    own = [cell.values[seed] for seed in common]
-    if not sum(of):
-        return None, None
-    share = sum(own) / sum(of)
-    if len(common) == 1:
+    share = sum(value for value, _ in pairs) / total
+    if len(pairs) == 1:
         return share, None
-    left = [value - share * whole for value, whole in zip(own, of, strict=True)]
-    return share, statistics.stdev(left) / math.sqrt(len(left)) / statistics.mean(of)
+    left = [value - share * of for value, of in pairs]
+    return share, statistics.stdev(left) * math.sqrt(len(pairs)) / total
 
 
 def rows(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:

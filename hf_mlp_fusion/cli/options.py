@@ -46,8 +46,7 @@ __all__ = [
 ]
 
 DEFAULTS = FusionConfig()
-WHAT, HOW, TEXTS, RUN, OUTPUT = "What to fuse", "How", "Texts", "Run", "Output"
-TRAINING = "Training"
+WHAT, HOW, TEXTS, TRAINING, RUN, OUTPUT = "What to fuse", "How", "Texts", "Training", "Run", "Output"
 """Panels of the help, in this order."""
 
 RIVALS = "fusion, fusion_kmeans, fusion_calibrated, cluster, svd, sketch, mmd, prune, ntk_sap, layer_drop"
