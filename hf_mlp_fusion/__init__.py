@@ -9,38 +9,35 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_family
+from .modeling.registration import register_family
 
 if TYPE_CHECKING:
-    from .config import FusionConfig
     from .errors import BrokenCheckpointError, FusionConfigError, FusionError, FusionWarning, UnsupportedModelError
-    from .export import export_plain
-    from .folding import fold, unfold
-    from .fuse import fuse_model
-    from .kernel_size import calibrate_ntk
-    from .modules import ClusterScaling, FusedMLP
-    from .report import FusionReport
-    from .routers import freeze_routers, router_losses
+    from .export import export_plain, fold, unfold
+    from .fusion import calibrate_ntk, fuse_model
+    from .modeling.modules import ClusterScaling, FusedMLP
+    from .recipe import FusionConfig, FusionReport
+    from .training import freeze_routers, router_losses
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "BrokenCheckpointError": "errors",
-    "ClusterScaling": "modules",
-    "FusedMLP": "modules",
-    "FusionConfig": "config",
+    "ClusterScaling": "modeling.modules",
+    "FusedMLP": "modeling.modules",
+    "FusionConfig": "recipe",
     "FusionConfigError": "errors",
     "FusionError": "errors",
-    "FusionReport": "report",
+    "FusionReport": "recipe",
     "FusionWarning": "errors",
     "UnsupportedModelError": "errors",
-    "calibrate_ntk": "kernel_size",
+    "calibrate_ntk": "fusion",
     "export_plain": "export",
-    "fold": "folding",
-    "freeze_routers": "routers",
-    "fuse_model": "fuse",
-    "router_losses": "routers",
-    "unfold": "folding",
+    "fold": "export",
+    "freeze_routers": "training",
+    "fuse_model": "fusion",
+    "router_losses": "training",
+    "unfold": "export",
 }
 
 __all__ = [
@@ -67,6 +64,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    if name == "registration":  # the stub of version 0.1 imports it, and looks for config classes there
+        return importlib.import_module(".modeling", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,60 +12,30 @@ from pathlib import Path
 
 ROOT = "hf_mlp_fusion"
 PACKAGE = Path(__file__).parents[1] / ROOT
+STUB = PACKAGE / "hub" / "modeling_mlp_fusion.py"
+"""No part of the package: a text that is copied into users' folders, and runs there."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A group of modules.
-
-    Args:
-        what: What they do.
-        modules: Their names below the package; a sub-package stands for all in it.
-        may_import: The layers that they may import besides their own.
-    """
-
-    what: str
-    modules: frozenset[str]
-    may_import: frozenset[str]
-
-
-def _layer(what: str, modules: str, may_import: str = "") -> Layer:
-    return Layer(what, frozenset(modules.split()), frozenset(may_import.split()))
-
-
-_GROUND = "errors tensors files recipe families"
-_MODELS = f"{_GROUND} models data measure"
-
-LAYERS = {
-    "errors": _layer("what users meet", "errors"),
-    "tensors": _layer(
-        "the mathematics, on bare tensors", "allocation clustering low_rank moments reduction refit selection"
-    ),
-    "files": _layer("whole or not at all", "atomic json_files json_lines minilm", "errors"),
-    "recipe": _layer("what to fuse, what was fused", "config layers report section", "errors tensors files"),
-    "families": _layer("where a family's FFNs are", "families", "errors"),
-    "models": _layer(
-        "fused models: build, save, load",
-        "adapters building compat ffn folders forms headers modeling modules registration saved",
-        _GROUND,
-    ),
-    "data": _layer("texts and batches", "data objectives", "errors models"),
-    "measure": _layer("measures", "measure", "errors families models data"),
-    "fusing": _layer(
-        "from a stock model to a fused one, and out again",
-        "calibration driver export folding fuse fusing kernel_size onnx_export plan sampling",
-        _MODELS,
-    ),
-    "baselines": _layer("the rivals", "baselines", f"{_MODELS} fusing"),
-    "training": _layer("after fusion", "routers training", f"{_MODELS} fusing"),
-    "hub": _layer("cards and pushes", "hub", f"{_GROUND} models"),
-    "metrics": _layer("scores of tasks", "metrics", "errors"),
-    "studies": _layer(
-        "methods side by side", "bench comparison demo", f"{_MODELS} fusing baselines training hub metrics"
-    ),
-    "cli": _layer("the command line", "cli", f"{_MODELS} fusing baselines training hub studies"),
-}
-"""The layers, lowest first."""
+LAYERS = (
+    "errors",
+    "tensors",
+    "files",
+    "families",
+    "recipe",
+    "hub",
+    "modeling",
+    "data",
+    "measure",
+    "fusion",
+    "export",
+    "training",
+    "baselines",
+    "metrics",
+    "comparison",
+    "bench",
+    "cli",
+)
+"""The folders of the package (and its errors), lowest first: each may import what stands before it, and no other."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +62,7 @@ class Import:
 def modules() -> dict[str, Path]:
     """The files of the package by module name, without the package's: `""`, `"cli"`, `"cli.fuse"`."""
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted({*PACKAGE.rglob("*.py")} - {STUB}):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
@@ -105,11 +75,14 @@ def imports() -> list[Import]:
 
 
 def layer_of(module: str) -> str:
-    """The layer of a module of this package."""
-    top = module.partition(".")[0]
-    found = [name for name, layer in LAYERS.items() if top in layer.modules]
-    assert len(found) == 1, f"{module!r} is in {found or 'no layer'}: tests/architecture.py has the table"
-    return found[0]
+    """The layer of a module of this package: the folder that it lies in."""
+    return module.partition(".")[0]
+
+
+def purpose(layer: str) -> str:
+    """What a layer is for: the first line of its docstring."""
+    path = modules()[layer]
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
 
 
 def _imports_of(importer: str, path: Path, known: dict[str, Path]) -> Iterator[Import]:
@@ -148,11 +121,10 @@ def table() -> str:
     for item in imports():
         if item.own and item.importer and item.imported:
             used[layer_of(item.importer)].add(layer_of(item.imported))
-    rows = ["| layer | modules | imports |", "| --- | --- | --- |"]
-    for name, layer in reversed(LAYERS.items()):
-        listed = ", ".join(f"`{module}`" for module in sorted(layer.modules))
-        below = ", ".join(other for other in reversed(LAYERS) if other in used[name] & layer.may_import)
-        rows.append(f"| **{name}**: {layer.what} | {listed} | {below or '–'} |")
+    rows = ["| layer | what it is for | imports |", "| --- | --- | --- |"]
+    for name in reversed(LAYERS):
+        below = ", ".join(other for other in reversed(LAYERS) if other in used[name] - {name})
+        rows.append(f"| `{name}` | {purpose(name)} | {below or '–'} |")
     return "\n".join(rows) + "\n"
 
 

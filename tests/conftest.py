@@ -15,7 +15,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from hf_mlp_fusion.cli import main
-from hf_mlp_fusion.ffn import find_ffns
+from hf_mlp_fusion.modeling.find import find_ffns
 
 # Tiny tensors: threads would only wait for each other.
 torch.set_num_threads(1)
@@ -145,6 +145,6 @@ def real_model_path() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def minilm_path() -> Path:
     """Path of the MiniLM that the `demo` extra installs."""
-    from hf_mlp_fusion.minilm import minilm_folder
+    from hf_mlp_fusion.files.minilm import minilm_folder
 
     return minilm_folder()

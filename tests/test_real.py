@@ -119,9 +119,9 @@ def test_calibrated_fusion_keeps_the_targets(real_model_path):
     data = real_model_path("roberta-mini").parents[1] / "data"
     if not data.is_dir():
         pytest.skip(f"{data} is not there: the texts of this test lie beside the models")
-    from hf_mlp_fusion.data import read_texts, split_texts
+    from hf_mlp_fusion.data.objectives import make_batches
+    from hf_mlp_fusion.data.texts import read_texts, split_texts
     from hf_mlp_fusion.measure import language_loss, ntk_error, output_error
-    from hf_mlp_fusion.objectives import make_batches
 
     sentences = read_texts(data / "sst2" / "train.parquet")
     tokenizer = transformers.AutoTokenizer.from_pretrained(real_model_path("roberta-mini"))

@@ -1,4 +1,7 @@
-"""The rivals that the paper compares with, behind one interface. A method is one small file and one line here."""
+"""The rivals that the paper compares with, behind one interface.
+
+May import `fusion`, `modeling`, `data` and what is below. A method is one small file and one line here.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..calibration import SAMPLED
-from ..config import FusionConfig
-from ..driver import check_reducible, reduce_ffns
 from ..errors import FusionConfigError
-from ..fuse import fuse_model
+from ..fusion import SAMPLED, check_reducible, fuse_model, reduce_ffns
+from ..recipe import FusionConfig
 from .cluster import CLUSTER
 from .layer_drop import drop_layers
 from .mmd import MMD

@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..clustering import CLUSTERINGS
-from ..config import FusionConfig
-from ..reduction import FFNWeights
+from ..recipe import FusionConfig
+from ..tensors import CLUSTERINGS, FFNWeights
 from .each import each_ffn
 
 __all__ = ["CLUSTER", "fold_clusters"]

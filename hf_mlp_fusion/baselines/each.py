@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from transformers import PreTrainedModel
 
-from ..config import FusionConfig
-from ..driver import LayerReducer, Method, ReducedFFN
-from ..ffn import FFN
-from ..forms import ReducedWeights
-from ..reduction import FFNWeights
+from ..fusion import LayerReducer, Method, ReducedFFN
+from ..modeling.ffn import FFN
+from ..modeling.forms import ReducedWeights
+from ..recipe import FusionConfig
+from ..tensors import FFNWeights
 
 __all__ = ["each_ffn"]
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..building import rebuild
-from ..config import FusionConfig
-from ..driver import check_reducible
 from ..errors import FusionConfigError, UnsupportedModelError
-from ..ffn import FFN, find_ffns
-from ..plan import plan_fusion
+from ..fusion import check_reducible, plan_fusion
+from ..modeling.building import rebuild
+from ..modeling.find import find_ffns
+from ..recipe import FusionConfig
 
 __all__ = ["drop_layers", "kept_layers", "remaining_ffns"]
 
@@ -62,7 +60,7 @@ def drop_layers(model: PreTrainedModel, config: FusionConfig) -> Any:
     """
     kept = kept_layers(model, config)
     ffns = list(find_ffns(model))
-    path = _layers_path(ffns)
+    path = ffns[0].prefix + ffns[0].spec.layers_path(ffns[0].name)
     places = {old: new for new, old in enumerate(kept)}
     state = {}
     for name, tensor in model.state_dict().items():
@@ -87,11 +85,3 @@ def remaining_ffns(model: PreTrainedModel, smaller: PreTrainedModel, config: Fus
     kept = kept_layers(model, config)
     named = {ffn.layer for ffn, _ in plan_fusion(model, config).widths}
     return [ffn.name for ffn in find_ffns(smaller) if kept[ffn.layer] in named]
-
-
-def _layers_path(ffns: Sequence[FFN]) -> str:
-    """Path of the list of layers in the full model."""
-    ffn = ffns[0]
-    match = re.fullmatch(ffn.spec.pattern, ffn.name)
-    assert match is not None
-    return ffn.prefix + ffn.name[: match.start("layer")].rstrip(".")

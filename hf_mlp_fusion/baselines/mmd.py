@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..config import FusionConfig
-from ..reduction import FFNWeights
+from ..recipe import FusionConfig
+from ..tensors import FFNWeights
 from .each import each_ffn
 
 __all__ = ["MMD", "discrepancy", "fit_units"]

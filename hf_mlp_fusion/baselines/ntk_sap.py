@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from ..config import FusionConfig
-from ..data import Batch
-from ..driver import LayerReducer, Method, ReducedFFN
-from ..ffn import FFN
-from ..measure.running import evaluating, final_hidden_state
-from ..reduction import FFNWeights
+from ..data import Batch, evaluating, final_hidden_state
+from ..fusion import LayerReducer, Method, ReducedFFN
+from ..modeling.ffn import FFN
+from ..recipe import FusionConfig
+from ..tensors import FFNWeights
 from .prune import unit_magnitudes
 
 __all__ = ["NTK_SAP", "ntk_saliencies"]
@@ -82,11 +81,7 @@ def _inside(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def _gated(ffns: Sequence[FFN], gates: Mapping[str, Tensor]) -> Iterator[None]:
     """Multiplies the activations of each FFN by its gate."""
-    hooks = []
-    for ffn in ffns:
-        gate = gates[ffn.name]
-        activation = ffn.host.get_submodule(ffn.spec.activation)
-        hooks.append(activation.register_forward_hook(lambda module, inputs, output, gate=gate: output * gate))
+    hooks = [ffn.multiply_units(gates[ffn.name]) for ffn in ffns]
     try:
         yield
     finally:

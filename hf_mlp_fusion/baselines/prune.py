@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..config import FusionConfig
-from ..reduction import FFNWeights
+from ..recipe import FusionConfig
+from ..tensors import FFNWeights
 from .each import each_ffn
 
 __all__ = ["PRUNE", "largest", "unit_magnitudes"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import FusionConfig
-from ..reduction import FFNWeights
+from ..recipe import FusionConfig
+from ..tensors import FFNWeights
 from .each import each_ffn
 
 __all__ = ["SKETCH", "sketch_units"]

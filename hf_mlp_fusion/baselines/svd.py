@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import FusionConfig
 from ..errors import FusionConfigError
-from ..forms import LowRankWeights
-from ..reduction import FFNWeights
+from ..modeling.forms import LowRankWeights
+from ..recipe import FusionConfig
+from ..tensors import FFNWeights
 from .each import each_ffn
 
 __all__ = ["SVD", "equal_rank", "low_rank_factors"]

@@ -10,17 +10,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from ..building import convert_config
-from ..config import FusionConfig
-from ..data import Batch
+from ..data import Batch, on_device
 from ..families import family_of
-from ..folders import read_config
-from ..measure import latencies, peak_memory
-from ..measure.running import on_device, training_step
-from ..modeling import fused_class
-from ..plan import plan_fusion
-from ..registration import config_class
-from ..section import FFNWidth, FusionSection
+from ..fusion import plan_fusion
+from ..measure import latencies, peak_memory, training_step
+from ..modeling.building import convert_config
+from ..modeling.classes import fused_class
+from ..modeling.configs import config_class
+from ..modeling.loading import read_config
+from ..recipe import FFNWidth, FusionConfig, FusionSection
 
 __all__ = ["StepCost", "random_batch", "random_forms", "random_model", "step_costs"]
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
-from ..calibration import SAMPLES, calibration_batches
-from ..data import Batch, load_tokenizer, pad_batch
+from ..data import Batch, load_tokenizer, longest_row, pad_batch
 from ..errors import DataError, UnsupportedModelError
+from ..fusion import SAMPLES, calibration_batches
 from ..metrics import load
-from ..objectives import longest_row
 from .train import History, Settings, fine_tune
 
 if TYPE_CHECKING:

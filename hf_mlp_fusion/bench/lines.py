@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..json_lines import append_json, read_json
+from ..files import append_json, read_json
 
 __all__ = ["Line", "append_line", "key_of", "read_lines"]
 

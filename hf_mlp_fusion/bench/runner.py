@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from .. import __version__
 from ..baselines import METHODS, reduce_model
-from ..config import FusionConfig
 from ..errors import FusionConfigError, UnsupportedModelError
+from ..recipe import FusionConfig
 from .benches import BENCHES
 from .lines import Line, key_of
 from .train import Settings

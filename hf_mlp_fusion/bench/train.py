@@ -71,7 +71,7 @@ def fine_tune(
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    from ..routers import freeze_routers
+    from ..training import freeze_routers
 
     if not settings.train_routers:
         with contextlib.suppress(UnsupportedModelError):  # most models have none

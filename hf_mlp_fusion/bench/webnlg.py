@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DataCollatorForSeq2Seq, set_seed
 
-from ..calibration import SAMPLES
-from ..data import Batch, load_tokenizer, pad_batch
+from ..data import Batch, load_tokenizer, longest_row, on_device, pad_batch
 from ..errors import DataError, UnsupportedModelError
-from ..measure.running import on_device
+from ..fusion import SAMPLES
 from ..metrics import load
-from ..objectives import longest_row
 from .train import History, Settings, fine_tune
 from .webnlg_data import WebNLGItem, prompt_batch, read_webnlg, training_rows
 

@@ -1,4 +1,7 @@
-"""The command line `hf-mlp-fusion`: one file a verb."""
+"""The command line `hf-mlp-fusion`: one file a verb.
+
+May import everything. What is slow to load is imported when a verb runs.
+"""
 
 from __future__ import annotations
 

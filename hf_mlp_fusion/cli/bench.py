@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ..config import FusionConfig
 from ..errors import DataError, FusionConfigError
+from ..recipe import FusionConfig
 from .cost import cost
 from .options import (
     DEFAULTS,

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..config import FusionConfig
 from ..errors import DataError
+from ..recipe import FusionConfig
 from .options import (
     DEFAULTS,
     OUTPUT,

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..config import FusionConfig
+from ..recipe import FusionConfig
 from .options import (
     DEFAULTS,
     RUN,

@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..atomic import check_output_folder
-from ..config import FusionConfig
+from ..files import check_output_folder
+from ..recipe import FusionConfig
 from .options import OUTPUT, Json, Layers, Width, parse_layers, parse_width
 from .tables import print_report
 
 if TYPE_CHECKING:
-    from ..demo import DemoResult
+    from .demonstration import DemoResult
 
 __all__ = ["demo"]
 
@@ -41,10 +41,10 @@ def demo(
     config = FusionConfig(parse_width(width), parse_layers(layers))
     check_output_folder(out, overwrite=True)
 
-    from ..demo import run_demo
+    from .demonstration import run_demo
 
     if model is None:
-        from ..minilm import minilm_folder
+        from ..files import minilm_folder
 
         model = str(minilm_folder())
     result = run_demo(model, config, out, calibrated=not data_free)
@@ -68,7 +68,7 @@ def _print(result: DemoResult, out: Path, console: Console) -> None:
     table.add_row("last hidden state", f"{result.output_error.hidden_state:.3f}")
     console.print(table)
 
-    from ..demo import PAIRS
+    from .demonstration import PAIRS
 
     table = Table(title="Similarity of sentence pairs")
     table.add_column("pair", overflow="fold")

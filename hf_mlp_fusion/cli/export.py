@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ..atomic import check_output_folder
+from ..files import check_output_folder
 from .options import Dtype, FusedModel, Json, NewFolder, Overwrite, check_dtype
 from .tables import megabytes
 

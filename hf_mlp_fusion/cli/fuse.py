@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..atomic import check_output_folder, output_folder
-from ..clustering import CLUSTERINGS
-from ..config import NTKS, REFITS, SELECTIONS, FusionConfig
 from ..errors import FusionConfigError
+from ..files import check_output_folder, output_folder
+from ..recipe import NTKS, REFITS, SELECTIONS, FusionConfig
+from ..tensors import CLUSTERINGS
 from .options import (
     DEFAULTS,
     HOW,
@@ -95,10 +95,10 @@ def fuse(
     check_dtype(dtype)
     check_output_folder(out, overwrite=overwrite, source=model)
 
-    from ..calibration import SAMPLED
     from ..data import read_texts
-    from ..folders import carry_side_files, load_stock_model
-    from ..fuse import fuse_model
+    from ..files import carry_side_files
+    from ..fusion import SAMPLED, fuse_model
+    from ..modeling.loading import load_stock_model
 
     calibration = SAMPLED if sampled else read_texts(str(given[0]), split=split) if given else None
     stock = load_stock_model(model, dtype=dtype, device=device)

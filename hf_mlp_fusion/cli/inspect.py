@@ -16,7 +16,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what fusion did to MODEL: widths, clusters, sizes. Nothing is loaded or executed."""
-    from ..saved import read_saved
+    from ..hub import read_saved
 
     report = read_saved(path).report
     if as_json:

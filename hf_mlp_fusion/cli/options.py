@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..config import TARGETS, FusionConfig
 from ..errors import FusionConfigError
+from ..recipe import TARGETS, FusionConfig
 
 __all__ = [
     "DEFAULTS",

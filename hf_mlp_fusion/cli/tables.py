@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from ..report import FusionReport
+from ..recipe import FusionReport
 
 __all__ = ["megabytes", "print_report"]
 

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..atomic import check_output_folder, output_folder
 from ..errors import DataError, FusionConfigError
+from ..files import check_output_folder, output_folder
 from .options import HOW, Dataset, Device, FusedModel, Json, NewFolder, Overwrite, Seed, Split, Texts
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def tune(
         check_output_folder(out, overwrite=overwrite, source=place)
 
     from ..data import load_tokenizer, read_texts
-    from ..folders import carry_side_files, load_fused_model, load_stock_model
+    from ..files import carry_side_files
+    from ..modeling.loading import load_fused_model, load_stock_model
     from ..training import tune_model
 
     lines = read_texts(str(texts or dataset), split=split)

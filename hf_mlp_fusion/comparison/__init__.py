@@ -1,4 +1,7 @@
-"""Comparing fusion with its rivals on a user's own model and texts: rows, tables, pictures and a page."""
+"""Comparing fusion with its rivals on a user's own model and texts: rows, tables, pictures and a page.
+
+May import `baselines`, `measure`, `fusion` and what is below.
+"""
 
 from .compare import Subject, compare, load_subject
 from .results import read_rows

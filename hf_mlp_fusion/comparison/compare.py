@@ -21,12 +21,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from .. import __version__
 from ..baselines import METHODS, reduce_model
 from ..baselines.layer_drop import remaining_ffns
-from ..calibration import calibration_batches, first_rows
-from ..config import FusionConfig
-from ..data import Batch, load_tokenizer, split_texts
+from ..data import LANGUAGE_OBJECTIVES, Batch, load_tokenizer, make_batches, objective_of, split_texts
 from ..errors import DataError, FusionConfigError, UnsupportedModelError
-from ..ffn import find_ffns
-from ..folders import load_stock_model
+from ..fusion import calibration_batches, first_rows, plan_fusion
 from ..measure import (
     NTK,
     compare_ntks,
@@ -37,12 +34,14 @@ from ..measure import (
     model_size,
     ntk,
     output_error,
+    parameter_blocks,
     peak_memory,
+    reduced_ffns,
 )
-from ..measure.pairs import parameter_blocks, reduced_ffns
-from ..modules import FusedMLP
-from ..objectives import LANGUAGE_OBJECTIVES, make_batches, objective_of
-from ..plan import plan_fusion
+from ..modeling.find import find_ffns
+from ..modeling.loading import load_stock_model
+from ..modeling.modules import FusedMLP
+from ..recipe import FusionConfig
 from .results import add_row, read_kernel, read_rows, write_kernel
 from .row import Costs, Row
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import DataError
-from ..json_lines import append_json, read_json
+from ..files import append_json, read_json
 from ..measure import NTK
 from .row import Row
 

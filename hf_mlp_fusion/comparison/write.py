@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..atomic import write_text
+from ..files import write_text
 from .pictures import draw_clusters, draw_costs, draw_errors, draw_kernels, save
 from .results import read_kernel, read_rows
 from .row import Row

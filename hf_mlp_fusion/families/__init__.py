@@ -1,4 +1,7 @@
-"""The registry of model families. A family is one small file beside this one and one line in `FAMILIES`."""
+"""The registry of model families: where the FFNs of each are, in the terms of its stock modules.
+
+May import `errors`. A family is one small file beside this one and one line in `FAMILIES`.
+"""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ class FFNSpec:
         down: Path of the down projection.
         activation: Path of the activation module.
         gate: Path of the gate projection, in gated FFNs.
+        layout: How the weights are kept: `"split"`, each projection a module of its own.
     """
 
     host: str
@@ -28,11 +29,55 @@ class FFNSpec:
     down: str
     activation: str
     gate: str | None = None
+    layout: str = "split"
 
     @property
-    def narrowed(self) -> tuple[str, ...]:
-        """Paths of the projections whose outputs are hidden units."""
-        return (self.up,) if self.gate is None else (self.up, self.gate)
+    def projections(self) -> dict[str, str]:
+        """Paths of the projections below the host, by the part that they hold, the down projection last."""
+        parts = {"up": self.up, "gate": self.gate, "down": self.down}
+        return {part: path for part, path in parts.items() if path is not None}
+
+    @property
+    def scaling_path(self) -> str:
+        """Where a fused FFN keeps P, below the host."""
+        return f"{self.activation}.cluster_sizes"
+
+    def rows_per_unit(self, part: str) -> int:
+        """How many outputs of a projection one hidden unit has.
+
+        Args:
+            part: `"up"` or `"gate"`.
+        """
+        return 1
+
+    def stored_weights(self, form: str, width: int) -> dict[str, int]:
+        """The weights of a reduced FFN as a checkpoint holds them.
+
+        Args:
+            form: Its form (`hf_mlp_fusion.modeling.forms.FORMS`).
+            width: Its hidden units, or its rank.
+
+        Returns:
+            The size that one of its axes has, by its path below the host.
+        """
+        if form == "low_rank":
+            return {
+                f"{path}.{half}.weight": width for path in self.projections.values() for half in ("first", "second")
+            }
+        return {
+            f"{path}.weight": width if part == "down" else width * self.rows_per_unit(part)
+            for part, path in self.projections.items()
+        }
+
+    def layers_path(self, name: str) -> str:
+        """Path of the list of layers that holds an FFN.
+
+        Args:
+            name: The FFN's name.
+        """
+        match = re.fullmatch(self.pattern, name)
+        assert match is not None
+        return name[: match.start("layer")].rstrip(".")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,28 @@
-"""Fused models on the Hub: pushing, model cards, and the stub of remote code."""
+"""What lies in a fused folder or repository, and what is written there: headers, cards, the stub, pushes.
+
+May import `recipe`, `families`, `files`, `tensors`. It knows folders and JSON, no model classes.
+"""
 
 from .cards import write_card
+from .headers import check_stored_ffns, stored_tensors
 from .measured import Measured, read_measured
 from .push import Push, push_folder
-from .stub import add_stub
+from .saved import MODEL_TAG, read_saved
+from .stub import add_stub, has_stub, save_stub
 from .trainer import FusionCardMixin
 
-__all__ = ["FusionCardMixin", "Measured", "Push", "add_stub", "push_folder", "read_measured", "write_card"]
+__all__ = [
+    "MODEL_TAG",
+    "FusionCardMixin",
+    "Measured",
+    "Push",
+    "add_stub",
+    "check_stored_ffns",
+    "has_stub",
+    "push_folder",
+    "read_measured",
+    "read_saved",
+    "save_stub",
+    "stored_tensors",
+    "write_card",
+]

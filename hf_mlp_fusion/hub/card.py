@@ -12,11 +12,10 @@ from functools import cached_property
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..compat import pipeline_tag
-from ..config import FusionConfig
-from ..report import REPORT_NAME, FusionReport
-from ..saved import MODEL_TAG, SavedModel, saved_architecture
+from ..families.compat import pipeline_tag
+from ..recipe import REPORT_NAME, FusionConfig, FusionReport
 from .measured import Measured
+from .saved import MODEL_TAG, SavedModel, saved_architecture
 from .stub import STUB_NAME, auto_classes
 
 __all__ = ["FusionCard"]

@@ -9,14 +9,13 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..atomic import write_bytes, write_text
 from ..errors import BrokenCheckpointError, FusionConfigError
-from ..folders import check_inside
-from ..saved import SavedModel, read_saved
+from ..files import check_inside, write_bytes, write_text
 from .card import FusionCard
 from .measured import Measured
 from .picture import PICTURE_NAME, picture_bytes
 from .provenance import LARGEST_CARD, base_model_of, licence_of
+from .saved import SavedModel, read_saved
 
 __all__ = ["CARD_NAME", "CardFiles", "card_files", "read_readme", "write_card"]
 

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import BrokenCheckpointError
-from ..folders import SIDE_FILES, check_inside
-from ..report import REPORT_NAME
+from ..files import SIDE_FILES, check_inside
+from ..recipe import REPORT_NAME
 
 __all__ = ["WEIGHTS", "ModelFiles", "sort_files"]
 

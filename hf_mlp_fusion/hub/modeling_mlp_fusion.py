@@ -3,13 +3,12 @@
 transformers runs this file for `from_pretrained(..., trust_remote_code=True)`, so that nobody need import the package.
 """
 
-from hf_mlp_fusion import modeling, registration
+from hf_mlp_fusion import modeling
 
 
 def __getattr__(name: str) -> type:
-    for module in (registration, modeling):
-        if name.startswith("Fused") and hasattr(module, name):
-            return getattr(module, name)
+    if name.startswith("Fused") and hasattr(modeling, name):
+        return getattr(modeling, name)
     raise AttributeError(
         f"this hf_mlp_fusion has no {name}: pip install -U hf_mlp_fusion, or register its family first"
     )

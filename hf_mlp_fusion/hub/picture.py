@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from ..report import FusionReport
+from ..recipe import FusionReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download
 
-from ..report import FusionReport
+from ..recipe import FusionReport
 
 __all__ = ["LARGEST_CARD", "base_model_of", "licence_of"]
 

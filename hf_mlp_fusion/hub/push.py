@@ -14,12 +14,12 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from safetensors import safe_open
 
 from ..errors import FusionConfigError, FusionError, HubError
-from ..headers import check_stored_ffns, stored_tensors
-from ..modules import check_cluster_sizes
-from ..saved import SavedModel, read_saved, saved_family
+from ..tensors import check_cluster_sizes
 from .cards import CARD_NAME, card_files, read_readme
 from .files import WEIGHTS, sort_files
+from .headers import check_stored_ffns, stored_tensors
 from .picture import PICTURE_NAME
+from .saved import SavedModel, read_saved, saved_family
 from .stub import STUB_NAME, config_text, stub_text, with_stub, without_stub
 
 __all__ = ["Push", "check_folder", "push_folder"]

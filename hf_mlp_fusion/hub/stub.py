@@ -13,10 +13,9 @@ from typing import Any
 
 import transformers
 
-from ..atomic import write_text
-from ..compat import auto_models_of
-from ..json_files import read_object
-from ..saved import saved_architecture, saved_family
+from ..families.compat import auto_models_of
+from ..files import read_object, write_text
+from .saved import saved_architecture, saved_family
 
 __all__ = [
     "STUB_NAME",

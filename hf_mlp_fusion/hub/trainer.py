@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..report import REPORT_NAME
+from ..recipe import REPORT_NAME
 from .cards import write_card
 from .stub import add_stub
 

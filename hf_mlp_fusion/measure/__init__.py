@@ -1,4 +1,7 @@
-"""Measures of what a fusion did to a model. A measure is one small file."""
+"""Measures of what a fusion did to a model. A measure is one small file.
+
+May import `data`, `modeling` and what is below.
+"""
 
 from .expert_load import ExpertLoad, expert_load
 from .flops import flops
@@ -8,8 +11,9 @@ from .memory import peak_memory
 from .ntk import NTK, ntk
 from .ntk_error import NTKError, compare_ntks, ntk_error
 from .output_error import OutputError, output_error
-from .pairs import parameter_blocks
+from .pairs import parameter_blocks, reduced_ffns
 from .size import ModelSize, model_size
+from .step import training_step
 
 __all__ = [
     "NTK",
@@ -31,4 +35,6 @@ __all__ = [
     "output_error",
     "parameter_blocks",
     "peak_memory",
+    "reduced_ffns",
+    "training_step",
 ]

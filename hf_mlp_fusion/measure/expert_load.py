@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import Batch
+from ..data import Batch, evaluating, inputs_of, on_device, router_logits, unpadded
 from ..errors import DataError
-from ..ffn import find_ffns
-from .running import evaluating, inputs_of, on_device, router_logits, unpadded
+from ..modeling.find import find_ffns
 
 __all__ = ["ExpertLoad", "expert_load"]
 
@@ -55,7 +54,7 @@ def expert_load(model: PreTrainedModel, batches: Iterable[Batch]) -> dict[str, E
 
     Args:
         model: A stock or fused model.
-        batches: Batches of tokens, as `hf_mlp_fusion.objectives.make_batches` gives them.
+        batches: Batches of tokens, as `hf_mlp_fusion.data.objectives.make_batches` gives them.
 
     Returns:
         The load by name of the sparse layer; empty where a model has none.

@@ -6,8 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from ..data import Batch
-from .running import evaluating, inputs_of, on_device, training_step
+from ..data import Batch, evaluating, inputs_of, on_device
+from .step import training_step
 
 __all__ = ["flops"]
 

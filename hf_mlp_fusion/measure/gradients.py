@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from transformers import PreTrainedModel
 
-from ..data import Batch
+from ..data import Batch, unpadded
 from ..families import family_of
-from .running import unpadded
 from .scalars import scalar_outputs
 
 __all__ = ["Slice", "only_these_train", "sample_gradients"]

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..data import Batch
+from ..data import LANGUAGE_OBJECTIVES, Batch, evaluating, inputs_of, objective_of, on_device
 from ..errors import DataError
-from ..objectives import LANGUAGE_OBJECTIVES, objective_of
-from .running import evaluating, inputs_of, on_device
 from .scalars import token_log_probabilities
 
 __all__ = ["LanguageLoss", "language_loss"]
@@ -42,7 +40,7 @@ def language_loss(model: PreTrainedModel, batches: Iterable[Batch]) -> LanguageL
 
     Args:
         model: A stock or fused model with a language-model head.
-        batches: Batches with labels, as `hf_mlp_fusion.objectives.make_batches` gives them.
+        batches: Batches with labels, as `hf_mlp_fusion.data.objectives.make_batches` gives them.
 
     Raises:
         DataError: The model has no language-model head, or no token has a label.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ..data import Batch
-from .running import evaluating, inputs_of, on_device, training_step
+from ..data import Batch, evaluating, inputs_of, on_device
+from .step import training_step
 
 __all__ = ["Latency", "in_turn", "latencies", "latency"]
 

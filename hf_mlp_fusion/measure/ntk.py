@@ -10,12 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ..data import Batch
+from ..data import Batch, evaluating, on_device
 from ..errors import FusionConfigError, UnsupportedModelError
-from ..ffn import find_ffns
+from ..modeling.find import find_ffns
 from .gradients import Slice, sample_gradients
 from .pairs import parameter_blocks, reduced_ffns
-from .running import evaluating, on_device
 
 __all__ = ["KERNELS", "NTK", "ntk"]
 

@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import Batch
-from ..ffn import FFN
+from ..data import Batch, evaluating, final_hidden_state, on_device, token_mask, unpadded
+from ..modeling.ffn import FFN
 from .pairs import reduced_pairs
-from .running import evaluating, final_hidden_state, on_device, token_mask, unpadded
 
 __all__ = ["OutputError", "output_error"]
 
@@ -46,7 +45,7 @@ def output_error(original: PreTrainedModel, fused: PreTrainedModel, batches: Ite
     Args:
         original: The model before fusion.
         fused: The same after fusion (or after a baseline).
-        batches: Batches of tokens, as `hf_mlp_fusion.objectives.make_batches` gives them.
+        batches: Batches of tokens, as `hf_mlp_fusion.data.objectives.make_batches` gives them.
     """
     pairs = reduced_pairs(original, fused)
     sums = {before.name: _Sums() for before, _ in pairs}
@@ -99,13 +98,9 @@ class _Watch:
         """Watches one pair of FFNs."""
         inputs: list[Tensor] = []
 
-        def keep_input(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            inputs[:] = [arguments[0]]
-
-        def compare(module: nn.Module, arguments: object, output: Tensor) -> None:
+        def compare(_: Tensor, output: Tensor) -> None:
             device = next(after.host.parameters()).device
             mask = token_mask(self.batch, decoder=before.stack == "decoder")
             sums.add(output, after.outputs(inputs.pop().to(device)), mask)
 
-        yield before.host.get_submodule(before.spec.up).register_forward_pre_hook(keep_input)
-        yield before.host.get_submodule(before.spec.down).register_forward_hook(compare)
+        yield from before.watch(inputs.append, compare)

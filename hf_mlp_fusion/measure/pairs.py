@@ -5,7 +5,8 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
-from ..ffn import FFN, find_ffns
+from ..modeling.ffn import FFN
+from ..modeling.find import find_ffns
 
 __all__ = ["parameter_blocks", "reduced_ffns", "reduced_pairs"]
 

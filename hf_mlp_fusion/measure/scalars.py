@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import Batch
-from ..objectives import LANGUAGE_OBJECTIVES, objective_of
-from .running import inputs_of, token_mask
+from ..data import LANGUAGE_OBJECTIVES, Batch, inputs_of, objective_of, token_mask
 
 __all__ = ["Scalar", "scalar_outputs", "token_log_probabilities"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..ffn import find_ffns
+from ..modeling.find import find_ffns
 
 __all__ = ["ModelSize", "model_size"]
 

@@ -1,6 +1,7 @@
 """Metrics as `evaluate.Metric`, online and offline: `evaluate.load` fetches a script from the Hub, `load` does not.
 
-A metric is one small file and one line in `METRICS`. Nothing of `evaluate` is imported before the first `load`.
+May import `errors` alone. A metric is one small file and one line in `METRICS`. Nothing of `evaluate` is imported
+before the first `load`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
-"""What training fused models asks for: layer-wise tuning on the original, and gradients for plain SGD."""
+"""After fusion: layer-wise tuning on the original, routers, and gradients for plain SGD.
+
+May import `export`, `fusion`, `measure` and what is below.
+"""
 
 from .layerwise import LEARNING_RATE, LayerwiseTuningTrainer
+from .routers import freeze_routers, router_losses
 from .sgd import scale_gradients_for_sgd
 from .states import TARGETS
 from .tune import TuningResult, tune_model
@@ -10,6 +14,8 @@ __all__ = [
     "TARGETS",
     "LayerwiseTuningTrainer",
     "TuningResult",
+    "freeze_routers",
+    "router_losses",
     "scale_gradients_for_sgd",
     "tune_model",
 ]

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..calibration import with_decoder_inputs
+from ..data import evaluating, on_device
 from ..errors import FusionConfigError
+from ..fusion import with_decoder_inputs
+from ..measure import parameter_blocks, reduced_ffns
 from ..measure.gradients import only_these_train
-from ..measure.pairs import parameter_blocks, reduced_ffns
-from ..measure.running import evaluating, on_device
-from ..report import TuningReport
+from ..recipe import TuningReport
 from .states import TARGETS, mean_squared_error
 from .teacher import check_teacher, is_placed
 

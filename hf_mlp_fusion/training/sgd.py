@@ -7,11 +7,12 @@ import functools
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnsupportedModelError
-from ..ffn import find_ffns
-from ..modules import ClusterScaling
+from ..modeling.ffn import FFN
+from ..modeling.find import find_ffns
+from ..modeling.modules import ClusterScaling
+from ..tensors import FFNWeights
 
 __all__ = ["scale_gradients_for_sgd"]
 
@@ -51,28 +52,39 @@ def scale_gradients_for_sgd(model: PreTrainedModel) -> contextlib.ExitStack:
     undo = contextlib.ExitStack()
     hooked = 0
     for ffn in find_ffns(model):
-        scaling = ffn.host.get_submodule(ffn.spec.activation)
-        if not isinstance(scaling, ClusterScaling):
+        if (scaling := ffn.scaling) is None:
             continue
-        scales = {ffn.spec.gate or ffn.spec.up: "inner_scale", ffn.spec.down: "outer_scale"}
-        for path in ffn.paths:
-            projection = ffn.host.get_submodule(path)
-            is_down = path == ffn.spec.down
-            hook = functools.partial(
-                _divided, scaling, scales.get(path), units_last=is_down != isinstance(projection, Conv1D)
-            )
-            for name, parameter in projection.named_parameters():
-                if parameter.requires_grad and not (is_down and name == "bias"):
-                    undo.callback(parameter.register_hook(hook).remove)
-                    hooked += 1
+        for name, parameter in ffn.host.named_parameters():
+            if parameter.requires_grad and name in _divisors(ffn, scaling):
+                hook = functools.partial(_divided, ffn, scaling, name)
+                undo.callback(parameter.register_hook(hook).remove)
+                hooked += 1
     if not hooked:
         raise UnsupportedModelError(f"{type(model).__name__} has no fused FFN whose weights train")
     return undo
 
 
-def _divided(scaling: ClusterScaling, scale: str | None, gradient: Tensor, *, units_last: bool) -> Tensor:
-    """A gradient divided unit by unit: of a bias `[k]`, or of a matrix with the units along one of its axes."""
+def _divided(ffn: FFN, scaling: ClusterScaling, name: str, gradient: Tensor) -> Tensor:
+    """A gradient divided unit by unit."""
     # Read anew each time: P moves with the model, and a checkpoint may have been loaded.
-    divisor = scaling.cluster_sizes * (getattr(scaling, scale) ** 2 if scale else 1)
-    divisor = divisor.to(gradient.dtype)
-    return gradient / (divisor if units_last or gradient.dim() == 1 else divisor[:, None])
+    return gradient / _divisors(ffn, scaling)[name].to(gradient.dtype)
+
+
+def _divisors(ffn: FFN, scaling: ClusterScaling) -> dict[str, Tensor]:
+    """What the gradients of an FFN's parameters are divided by, as tensors that broadcast, by name below the host."""
+    sizes = scaling.cluster_sizes
+    seen, value, outer = (sizes * scale**2 for scale in (scaling.inner_scale, 1, scaling.outer_scale))
+    weights = ffn.read()
+    if weights.gate is None:
+        up, gate = seen, None
+    else:
+        up, gate = value, seen
+    return ffn.tensors(
+        FFNWeights(
+            up[:, None],
+            outer[None],
+            None if weights.up_bias is None else up,
+            None if gate is None else gate[:, None],
+            None if weights.gate_bias is None else gate,
+        )
+    )

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data import Batch
-from ..ffn import find_ffns
-from ..measure.running import token_mask
+from ..data import Batch, token_mask
+from ..modeling.find import find_ffns
 
 __all__ = ["TARGETS", "State", "ffn_outputs", "hidden_states", "mean_squared_error"]
 
@@ -60,10 +59,8 @@ def ffn_outputs(run: Callable[..., Any], model: PreTrainedModel, names: Sequence
     blocks: dict[nn.Module, bool] = {}
     for ffn in find_ffns(model):
         if ffn.name in names:
-            if ffn.expert is None:
-                block = ffn.host.get_submodule(ffn.spec.down)
-            else:
-                block = model.get_submodule(f"{ffn.prefix}{ffn.name}".rsplit(".", 2)[0])  # above `experts.expert_0`
+            mixture = ffn.full_name.rsplit(".", 2)[0]  # above `experts.expert_0`
+            block = ffn.exit if ffn.expert is None else model.get_submodule(mixture)
             blocks[block] = ffn.stack == "decoder"
     found: dict[nn.Module, Tensor] = {}
     hooks = [block.register_forward_hook(lambda block, _, output: found.update({block: output})) for block in blocks]

@@ -6,9 +6,9 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from ..families import family_of
-from ..ffn import find_ffns
-from ..modeling import FusedModelMixin
-from ..section import FusionSection
+from ..modeling.classes import FusedModelMixin
+from ..modeling.find import find_ffns
+from ..recipe import FusionSection
 
 __all__ = ["check_teacher", "is_placed"]
 
@@ -51,7 +51,7 @@ def _shapes(model: PreTrainedModel, section: FusionSection) -> tuple[dict[str, t
     for ffn in find_ffns(model):
         width = ffn.width
         if ffn.name in section.ffns:
-            reduced += tuple(f"{ffn.name}.{path}." for path in ffn.paths)
+            reduced += tuple(f"{ffn.name}.{path}." for path in ffn.spec.projections.values())
             width = section.ffns[ffn.name].original_width if isinstance(model, FusedModelMixin) else width
         ffns[ffn.name] = (ffn.hidden_size, width, ffn.output_size)
     parameters = model.base_model.named_parameters()

@@ -12,10 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from ..data import Batch, load_tokenizer, split_texts
+from ..data import Batch, load_tokenizer, make_batches, split_texts
 from ..errors import DataError
 from ..measure import OutputError, output_error
-from ..objectives import make_batches
 from .layerwise import DEFAULT_TARGET, LEARNING_RATE, LayerwiseTuningTrainer
 
 __all__ = ["TuningResult", "tune_model"]

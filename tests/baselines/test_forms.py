@@ -7,9 +7,9 @@ from conftest import tiny_model
 
 from hf_mlp_fusion import BrokenCheckpointError, FusionConfig
 from hf_mlp_fusion.baselines import reduce_model
-from hf_mlp_fusion.ffn import find_ffns
-from hf_mlp_fusion.forms import FORMS
-from hf_mlp_fusion.section import FORM_NAMES, FusionSection
+from hf_mlp_fusion.modeling.find import find_ffns
+from hf_mlp_fusion.modeling.forms import FORMS
+from hf_mlp_fusion.recipe.section import FORM_NAMES, FusionSection
 
 CONFIG = FusionConfig(width=16)
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, UnsupportedModelError, fuse_model
 from hf_mlp_fusion.baselines import METHODS, reduce_model
-from hf_mlp_fusion.ffn import find_ffns
 from hf_mlp_fusion.measure import model_size, output_error
+from hf_mlp_fusion.modeling.find import find_ffns
 
 CONFIG = FusionConfig(width=16, targets="all")
 FAMILIES = ["bert", "gpt2", "switch_transformers"]

@@ -17,8 +17,8 @@ from hf_mlp_fusion.baselines.ntk_sap import ntk_saliencies
 from hf_mlp_fusion.baselines.prune import largest, unit_magnitudes
 from hf_mlp_fusion.baselines.sketch import sketch_units
 from hf_mlp_fusion.baselines.svd import equal_rank, low_rank_factors
-from hf_mlp_fusion.ffn import find_ffns
-from hf_mlp_fusion.reduction import FFNWeights
+from hf_mlp_fusion.modeling.find import find_ffns
+from hf_mlp_fusion.tensors.reduction import FFNWeights
 
 
 def random_weights(units=32, size=8, gated=False, dtype=torch.float64):

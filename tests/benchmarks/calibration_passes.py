@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from hf_mlp_fusion import FusionConfig, fuse_model, fusing
-from hf_mlp_fusion.data import read_texts, split_texts
+from hf_mlp_fusion.data.objectives import make_batches
+from hf_mlp_fusion.data.texts import read_texts, split_texts
 from hf_mlp_fusion.measure import language_loss, output_error
-from hf_mlp_fusion.objectives import make_batches
 
 
 def main() -> None:

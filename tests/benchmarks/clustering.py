@@ -18,8 +18,8 @@ import torch
 from sklearn.cluster import KMeans
 from transformers import AutoModelForMaskedLM, RobertaConfig, RobertaModel
 
-from hf_mlp_fusion.clustering import inertia, ward
-from hf_mlp_fusion.ffn import find_ffns
+from hf_mlp_fusion.modeling.find import find_ffns
+from hf_mlp_fusion.tensors.clustering import inertia, ward
 
 WIDTH, UNITS, FEATURES, LAYERS = 768, 3072, 1537, range(4, 12)
 

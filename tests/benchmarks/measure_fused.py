@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from hf_mlp_fusion.compat import pipeline_tag
-from hf_mlp_fusion.data import load_tokenizer, read_texts
-from hf_mlp_fusion.folders import load_stock_model
+from hf_mlp_fusion.data.objectives import make_batches
+from hf_mlp_fusion.data.texts import load_tokenizer, read_texts
+from hf_mlp_fusion.families.compat import pipeline_tag
 from hf_mlp_fusion.hub import Measured
 from hf_mlp_fusion.measure import language_loss, output_error
 from hf_mlp_fusion.modeling import fused_class
-from hf_mlp_fusion.objectives import make_batches
+from hf_mlp_fusion.modeling.loading import load_stock_model
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import time
 import torch
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from hf_mlp_fusion.ffn import find_ffns
 from hf_mlp_fusion.measure import ntk, parameter_blocks
+from hf_mlp_fusion.modeling.find import find_ffns
 
 samples, tokens, budget = (int(value) for value in [*sys.argv[1:], *("256", "16", "4")[len(sys.argv) - 1 :]])
 torch.manual_seed(0)

@@ -14,8 +14,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from hf_mlp_fusion import FusionConfig, fold, fuse_model
-from hf_mlp_fusion.folders import load_stock_model
 from hf_mlp_fusion.measure.latency import latencies
+from hf_mlp_fusion.modeling.loading import load_stock_model
 
 
 def main() -> None:

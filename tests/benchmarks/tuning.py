@@ -20,10 +20,10 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from hf_mlp_fusion import FusionConfig, fuse_model
-from hf_mlp_fusion.data import load_tokenizer, read_texts, split_texts
-from hf_mlp_fusion.folders import load_stock_model
+from hf_mlp_fusion.data.objectives import LANGUAGE_OBJECTIVES, make_batches, objective_of
+from hf_mlp_fusion.data.texts import load_tokenizer, read_texts, split_texts
 from hf_mlp_fusion.measure import language_loss
-from hf_mlp_fusion.objectives import LANGUAGE_OBJECTIVES, make_batches, objective_of
+from hf_mlp_fusion.modeling.loading import load_stock_model
 from hf_mlp_fusion.training import TARGETS, tune_model
 
 CALIBRATION, ROWS, LENGTH = 512, 16, 64

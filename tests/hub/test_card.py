@@ -18,9 +18,9 @@ from hf_mlp_fusion.errors import DataError
 from hf_mlp_fusion.hub import Measured, read_measured, write_card
 from hf_mlp_fusion.hub.card import FusionCard
 from hf_mlp_fusion.hub.cards import card_files
-from hf_mlp_fusion.report import FFNReport, FusionReport, SkippedFFN
-from hf_mlp_fusion.saved import SavedModel
-from hf_mlp_fusion.section import FFNWidth, FusionSection
+from hf_mlp_fusion.hub.saved import SavedModel
+from hf_mlp_fusion.recipe.report import FFNReport, FusionReport, SkippedFFN
+from hf_mlp_fusion.recipe.section import FFNWidth, FusionSection
 
 GOLDEN = Path(__file__).with_name("card.md")
 KNOWN = {"license": "mit", "base_model": "owner/base"}

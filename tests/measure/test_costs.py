@@ -5,9 +5,9 @@ from conftest import tiny_model
 from tiny_text import tiny_texts, tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, fuse_model
+from hf_mlp_fusion.data.objectives import make_batches
 from hf_mlp_fusion.errors import DataError
 from hf_mlp_fusion.measure import flops, language_loss, latency, model_size, peak_memory
-from hf_mlp_fusion.objectives import make_batches
 
 
 def batch_for(model, family):

@@ -89,8 +89,8 @@ def test_fusion_hardly_moves_the_load(real_model_path):
     """Routers are untouched, so only what earlier experts lose can send a token elsewhere."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from hf_mlp_fusion.data import read_texts
-    from hf_mlp_fusion.objectives import make_batches
+    from hf_mlp_fusion.data.objectives import make_batches
+    from hf_mlp_fusion.data.texts import read_texts
 
     path = real_model_path("switch-mini")
     texts = Path(path).parents[1] / "data" / "sst2" / "validation.parquet"

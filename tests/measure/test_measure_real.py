@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelF
 
 from hf_mlp_fusion import FusionConfig
 from hf_mlp_fusion.baselines import reduce_model
-from hf_mlp_fusion.data import read_texts
+from hf_mlp_fusion.data.objectives import make_batches
+from hf_mlp_fusion.data.texts import read_texts
 from hf_mlp_fusion.measure import language_loss, ntk_error, output_error
-from hf_mlp_fusion.objectives import make_batches
 
 pytestmark = pytest.mark.real
 LAST_8 = FusionConfig(width=0.25, layers="last:8")

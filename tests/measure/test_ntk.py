@@ -7,9 +7,9 @@ from conftest import repeat_units, tiny_model
 from tiny_text import tiny_texts, tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
-from hf_mlp_fusion.ffn import find_ffns
+from hf_mlp_fusion.data.objectives import make_batches
 from hf_mlp_fusion.measure import NTK, compare_ntks, ntk, ntk_error, parameter_blocks
-from hf_mlp_fusion.objectives import make_batches
+from hf_mlp_fusion.modeling.find import find_ffns
 
 CLASSIFIER = transformers.BertForSequenceClassification
 CASES = [("bert", None), ("bert", CLASSIFIER), ("bert", transformers.BertModel), ("gpt2", None)]

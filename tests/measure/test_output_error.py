@@ -6,9 +6,9 @@ from conftest import tiny_model
 from tiny_text import tiny_texts, tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, UnsupportedModelError, fuse_model
-from hf_mlp_fusion.ffn import find_ffns
+from hf_mlp_fusion.data.objectives import make_batches
 from hf_mlp_fusion.measure import output_error
-from hf_mlp_fusion.objectives import make_batches
+from hf_mlp_fusion.modeling.find import find_ffns
 
 FAMILIES = ["bert", "gpt2", "switch_transformers"]
 

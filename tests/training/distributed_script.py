@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_mlp_fusion import FusionConfig, fuse_model
-from hf_mlp_fusion.folders import load_stock_model
+from hf_mlp_fusion.modeling.loading import load_stock_model
 
 _BERT = {
     "vocab_size": 99,

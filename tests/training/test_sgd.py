@@ -9,8 +9,8 @@ from conftest import copy_units, model_inputs, tiny_model
 
 from hf_mlp_fusion import FusionConfig, UnsupportedModelError, fuse_model, register_family
 from hf_mlp_fusion.families import FAMILIES, Family, FFNSpec
-from hf_mlp_fusion.ffn import find_ffns
-from hf_mlp_fusion.kernel_size import _rescale
+from hf_mlp_fusion.fusion.kernel_size import _rescale
+from hf_mlp_fusion.modeling.find import find_ffns
 from hf_mlp_fusion.training import scale_gradients_for_sgd
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_mlp_fusion.FusionWarning")

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_mlp_fusion import FusionConfig, fuse_model
-from hf_mlp_fusion.data import read_texts
+from hf_mlp_fusion.data.texts import read_texts
 from hf_mlp_fusion.training import tune_model
 
 

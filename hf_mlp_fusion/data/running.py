@@ -1,0 +1,109 @@
+"""How a batch is run through a model: in eval mode, on its own device, and with padding told apart."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import DataError
+from .texts import Batch
+
+__all__ = [
+    "evaluating",
+    "final_hidden_state",
+    "inputs_of",
+    "on_device",
+    "router_logits",
+    "token_mask",
+    "unpadded",
+]
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Puts models into eval mode, without gradients, and back."""
+    modes = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+
+
+def inputs_of(batch: Batch) -> Batch:
+    """The arguments of a forward: a batch without its labels."""
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def on_device(batch: Batch, model: PreTrainedModel) -> Batch:
+    """A batch on the device of a model."""
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def final_hidden_state(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Runs a model up to its last hidden state (the decoder's, in an encoder-decoder), `[batch, tokens, d]`."""
+    outputs = model.base_model(**inputs_of(batch), output_hidden_states=True)
+    states = getattr(outputs, "decoder_hidden_states", None) or outputs.hidden_states
+    return states[-1]
+
+
+def token_mask(batch: Batch, *, decoder: bool) -> Tensor | None:
+    """Which tokens are no padding, `[batch, tokens]` bool, or None where all are.
+
+    Args:
+        batch: The batch.
+        decoder: The decoder's tokens of an encoder-decoder.
+    """
+    mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
+    return None if mask is None else mask.bool()
+
+
+def router_logits(outputs: Any) -> Iterator[tuple[bool, Tensor]]:
+    """Yields the router logits of each sparse layer, those of the encoder first.
+
+    Args:
+        outputs: What a Switch Transformer returned with `output_router_logits=True`.
+
+    Returns:
+        Whether the layer is the decoder's, and its logits, `[batch, tokens, experts]`.
+
+    Raises:
+        DataError: There are none.
+    """
+    found = False
+    for name in ("router_logits", "encoder_router_logits", "decoder_router_logits"):
+        for logits in outputs.get(name) or ():
+            found = True
+            yield name.startswith("decoder"), logits
+    if not found:
+        raise DataError("the outputs hold no router logits: call the model with output_router_logits=True")
+
+
+def unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yields batches without padding as they are, and the rows of others one by one, without their padding.
+
+    Experts see tokens of all rows in one heap, where padding cannot be told from text.
+    """
+    for batch in batches:
+        if all((mask := token_mask(batch, decoder=decoder)) is None or mask.all() for decoder in (False, True)):
+            yield batch
+            continue
+        for index in range(len(batch["input_ids"])):
+            row = {name: tensor[index : index + 1] for name, tensor in batch.items()}
+            for decoder in (False, True):
+                mask = token_mask(row, decoder=decoder)
+                if mask is None:
+                    continue
+                for name, tensor in row.items():
+                    of_decoder = name.startswith("decoder_") or (name == "labels" and "decoder_input_ids" in row)
+                    if of_decoder == decoder:
+                        row[name] = tensor[mask][None]
+            yield row

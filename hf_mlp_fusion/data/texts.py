@@ -1,0 +1,195 @@
+"""Texts in, batches of token ids out: what measures (and calibrations) run a model on."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..files import locate_file
+
+__all__ = [
+    "Batch",
+    "load_tokenizer",
+    "pad_batch",
+    "read_texts",
+    "special_tokens",
+    "split_texts",
+    "text_column",
+    "token_rows",
+    "token_windows",
+]
+
+Batch = dict[str, Tensor]
+"""Arguments of a model's forward, each `[batch, tokens]`; `labels`, where there, are -100 where none counts."""
+
+_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+_COLUMNS = ("text", "sentence", "sentence1", "content")
+
+
+def read_texts(source: str | Path, *, column: str | None = None, split: str = "train") -> list[str]:
+    """Reads texts from a file, or from a data set on the Hub or in its cache.
+
+    Args:
+        source: A `.parquet`, `.csv`, `.json` or `.jsonl` file with a column of texts, any other file with a text a
+            line, or the name of a data set (`"nyu-mll/glue:sst2"` with its configuration behind a colon).
+        column: The column of texts; if not given, the first of `text`, `sentence`, `sentence1`, `content`.
+        split: The split of a data set; files have none.
+
+    Returns:
+        The texts in their order, blank ones left out.
+
+    Raises:
+        DataError: There is no such file or data set, no such column, or no text in it.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix not in _BUILDERS:
+        try:
+            lines: Iterable[object] = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text: convert it, or give a parquet, csv or json file") from error
+    else:
+        lines = _column(source, path, column, split)
+    texts = [text.strip() for text in lines if isinstance(text, str) and text.strip()]
+    if not texts:
+        raise DataError(f"{source} holds no text")
+    return texts
+
+
+def _column(source: str | Path, path: Path, column: str | None, split: str) -> Sequence[object]:
+    from datasets import load_dataset
+
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            if path.is_file():
+                builder = _BUILDERS[path.suffix]
+                table: Any = load_dataset(builder, data_files=str(path), split="train", cache_dir=cache)
+            elif path.exists() or path.suffix in _BUILDERS or path.is_absolute():
+                raise FileNotFoundError("there is no such file")
+            else:
+                name, _, config = str(source).partition(":")
+                table = load_dataset(name, config or None, split=split)
+        except Exception as error:  # `datasets` raises a dozen kinds
+            raise DataError(f"no texts could be read from {source}: {str(error).splitlines()[0]:.200}") from error
+        return list(table[text_column(table.column_names, column, source)])
+
+
+def text_column(names: Sequence[str], wanted: str | None = None, source: object = "the data set") -> str:
+    """Chooses the column of texts.
+
+    Args:
+        names: The columns that there are.
+        wanted: The column to take; if not given, the first of `text`, `sentence`, `sentence1`, `content`.
+        source: What has these columns, for the message.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    column = wanted or next((name for name in _COLUMNS if name in names), None)
+    if column is None or column not in names:
+        missing = f"column {column!r}" if column else "column of texts"
+        raise DataError(f"{source} has no {missing}; name one of its columns: {', '.join(names)}")
+    return column
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """Loads the tokenizer that lies beside a model.
+
+    Args:
+        name_or_path: Folder or Hub id of the model.
+
+    Raises:
+        DataError: There is none. transformers would make one up, without a vocabulary.
+        FusionConfigError: There is no such folder or repository.
+    """
+    from transformers import AutoTokenizer
+
+    if not any(locate_file(name_or_path, name) for name in _VOCABULARIES):
+        raise DataError(f"{name_or_path} has no tokenizer, and texts need one: save the tokenizer beside the model")
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the tokenizer of {name_or_path} could not be loaded: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def split_texts(texts: Sequence[str], held_out: float = 0.1) -> tuple[list[str], list[str]]:
+    """Splits texts by a hash of each, so that a text falls on the same side whatever file it comes in.
+
+    Args:
+        texts: The texts.
+        held_out: Share to hold out, 0 to 1.
+
+    Returns:
+        The texts to train or calibrate on, and those held out.
+    """
+    parts: tuple[list[str], list[str]] = ([], [])
+    for text in texts:
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        parts[int.from_bytes(digest, "big") < held_out * 2**64].append(text)
+    return parts
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and behind a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    return [], []
+
+
+def token_rows(texts: Iterable[str], tokenizer: Any, max_length: int) -> Iterator[list[int]]:
+    """Yields each text as a row of tokens, special ones included, cut at `max_length`."""
+    prefix, suffix = special_tokens(tokenizer)
+    room = max_length - len(prefix) - len(suffix)
+    for text in texts:
+        yield prefix + tokenizer(text, add_special_tokens=False)["input_ids"][:room] + suffix
+
+
+def token_windows(texts: Iterable[str], tokenizer: Any, max_length: int) -> Iterator[list[int]]:
+    """Yields rows of exactly `max_length` tokens cut from the texts end to end, as language models are trained.
+
+    Texts are parted by the end-of-text token where the tokenizer has one; a rest that fills no window is left out,
+    unless it is all there is.
+    """
+    prefix, suffix = special_tokens(tokenizer)
+    room = max_length - len(prefix) - len(suffix)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    waiting: list[int] = []
+    found = False
+    for text in texts:
+        waiting += tokenizer(text, add_special_tokens=False)["input_ids"] + end
+        while len(waiting) >= room:
+            yield prefix + waiting[:room] + suffix
+            waiting, found = waiting[room:], True
+    if waiting and not found:
+        yield prefix + waiting + suffix
+
+
+def pad_batch(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Pads rows of tokens on the right to one length.
+
+    Args:
+        rows: Token ids.
+        padding: What to pad with.
+
+    Returns:
+        Token ids and attention mask (1 for tokens, 0 for padding), each `[len(rows), longest row]`, int64.
+    """
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), padding, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[index, : len(row)] = 1
+    return ids, mask

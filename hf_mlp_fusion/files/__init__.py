@@ -1,0 +1,27 @@
+"""Files and folders: whole or not at all, found without loading, carried along.
+
+May import `errors`. Nothing here knows of models.
+"""
+
+from .atomic import check_output_folder, output_folder, write_bytes, write_text
+from .json_files import read_object
+from .json_lines import append_json, read_json
+from .locate import check_exists, locate_file
+from .minilm import minilm_folder
+from .side_files import SIDE_FILES, carry_side_files, check_inside
+
+__all__ = [
+    "SIDE_FILES",
+    "append_json",
+    "carry_side_files",
+    "check_exists",
+    "check_inside",
+    "check_output_folder",
+    "locate_file",
+    "minilm_folder",
+    "output_folder",
+    "read_json",
+    "read_object",
+    "write_bytes",
+    "write_text",
+]

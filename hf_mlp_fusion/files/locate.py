@@ -1,0 +1,49 @@
+"""Single files of a model folder or Hub repository, found without loading anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import FusionConfigError
+
+__all__ = ["check_exists", "locate_file"]
+
+
+def locate_file(name_or_path: str, filename: str) -> Path | None:
+    """Finds a file of a model folder or Hub repository; None where it has none of that name.
+
+    Raises:
+        FusionConfigError: There is no such folder or repository.
+    """
+    check_exists(name_or_path)
+    if os.path.isdir(name_or_path):
+        path = Path(name_or_path) / filename
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name_or_path, filename))
+    except LocalEntryNotFoundError as error:
+        raise FusionConfigError(f"{name_or_path}: no such folder, and the Hub cannot be reached") from error
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, OSError) as error:
+        raise FusionConfigError(
+            f"{name_or_path} could not be fetched: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def check_exists(name_or_path: str) -> None:
+    """Tells a mistyped path from a Hub id before anything is looked up on the network.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+
+    Raises:
+        FusionConfigError: It looks like a folder, and there is none.
+    """
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if not os.path.isdir(name_or_path) and (looks_like_path or os.path.exists(name_or_path)):
+        raise FusionConfigError(f"{name_or_path}: no such folder; give a model folder or a Hub id such as gpt2")

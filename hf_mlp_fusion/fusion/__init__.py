@@ -1,0 +1,27 @@
+"""From a stock model to a fused one: the plan, the walk over its FFNs, calibration.
+
+May import `measure`, `data`, `modeling` and what is below.
+"""
+
+from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows, with_decoder_inputs
+from .driver import LayerReducer, Method, ReducedFFN, check_reducible, check_whole, reduce_ffns
+from .fuse import fuse_model
+from .kernel_size import calibrate_ntk
+from .plan import plan_fusion
+
+__all__ = [
+    "SAMPLED",
+    "SAMPLES",
+    "LayerReducer",
+    "Method",
+    "ReducedFFN",
+    "calibrate_ntk",
+    "calibration_batches",
+    "check_reducible",
+    "check_whole",
+    "first_rows",
+    "fuse_model",
+    "plan_fusion",
+    "reduce_ffns",
+    "with_decoder_inputs",
+]

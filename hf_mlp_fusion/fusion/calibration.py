@@ -1,0 +1,204 @@
+"""Calibration data: what a user gives becomes batches, and batches run through a model become second moments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from ..data import (
+    LANGUAGE_OBJECTIVES,
+    Batch,
+    evaluating,
+    inputs_of,
+    load_tokenizer,
+    make_batches,
+    objective_of,
+    on_device,
+    read_texts,
+    sample_batches,
+    text_column,
+    token_mask,
+    unpadded,
+)
+from ..errors import DataError
+from ..modeling.ffn import FFN
+from ..tensors import FFNWeights, Moments, MomentSums
+
+__all__ = [
+    "NTK_SAMPLES",
+    "SAMPLED",
+    "SAMPLES",
+    "calibration_batches",
+    "collect_moments",
+    "first_rows",
+    "with_decoder_inputs",
+]
+
+SAMPLES = 512
+"""Rows of tokens (sentences, or windows of 128 tokens for language models) that a calibration on texts uses."""
+
+SAMPLED = "sampled"
+"""Stands for calibration on sequences that the model writes itself."""
+
+NTK_SAMPLES = 32
+"""Rows on which kernel sizes are matched."""
+
+
+def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any = None) -> list[Batch]:
+    """Turns what a user gives for calibration into batches.
+
+    Args:
+        model: The model to calibrate.
+        calibration: Batches of model inputs (mappings of tensors), texts, a text file or tabular file, the name of a
+            data set, a `datasets.Dataset` with a column of texts, or `"sampled"`: what the model writes itself.
+        tokenizer: The model's tokenizer; if not given and needed, it is loaded from where the model came from.
+
+    Raises:
+        DataError: There is nothing in it, or no tokenizer to be had.
+    """
+    if calibration == SAMPLED:
+        return sample_batches(model)
+    if isinstance(calibration, str | Path):
+        calibration = read_texts(calibration)
+    elif hasattr(calibration, "column_names"):  # a `datasets.Dataset`; the library need not be imported to tell
+        calibration = calibration[text_column(calibration.column_names)]
+    items = list(calibration)
+    if not items:
+        raise DataError("calibration is empty: give texts or batches of model inputs")
+    if isinstance(items[0], Mapping):
+        given = ({name: torch.as_tensor(value) for name, value in item.items()} for item in items)
+        return [with_decoder_inputs(model, batch) for batch in given]
+    if not all(isinstance(item, str) for item in items):
+        raise DataError(
+            f"calibration holds {type(items[0]).__name__}: give texts or batches (mappings) of model inputs"
+        )
+    if tokenizer is None:
+        if not model.config.name_or_path:
+            raise DataError("texts need a tokenizer: pass tokenizer=")
+        tokenizer = load_tokenizer(model.config.name_or_path)
+    if objective_of(model) not in LANGUAGE_OBJECTIVES:  # a row a text: those of like length together pad least
+        items = sorted(items[:SAMPLES], key=len)
+    return make_batches(model, tokenizer, items, samples=SAMPLES, batch_size=16)
+
+
+def with_decoder_inputs(model: PreTrainedModel, batch: Batch) -> Batch:
+    """Gives a batch with labels what the decoder sees, the labels one to the right, and which of it is no padding.
+
+    Args:
+        model: The model. Without a decoder, the batch stays as it is.
+        batch: The batch. What it has of these already stays.
+    """
+    labels = batch.get("labels")
+    if not model.config.is_encoder_decoder or labels is None or labels.dim() != 2:
+        return batch
+    start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
+    shifted = torch.cat([start, labels[:, :-1]], dim=1)
+    counted = shifted != -100
+    ids = shifted.masked_fill(~counted, model.config.pad_token_id or 0)
+    return {"decoder_input_ids": ids, "decoder_attention_mask": counted.long()} | batch
+
+
+def first_rows(model: PreTrainedModel, batches: Sequence[Batch], rows: int = NTK_SAMPLES) -> list[Batch]:
+    """The first rows of batches, with the labels that a kernel of a language model needs.
+
+    Args:
+        model: The model.
+        batches: Batches; where a language model's have no labels, every token is one.
+        rows: How many rows, at most.
+    """
+    chosen: list[Batch] = []
+    for batch in batches:
+        taken = {
+            name: tensor[: rows - sum(len(item["input_ids"]) for item in chosen)] for name, tensor in batch.items()
+        }
+        if not len(taken["input_ids"]):
+            break
+        if objective_of(model) in LANGUAGE_OBJECTIVES and "labels" not in taken:
+            decoder = "decoder_" if "decoder_input_ids" in taken else ""
+            ids, mask = taken[f"{decoder}input_ids"], taken.get(f"{decoder}attention_mask")
+            taken["labels"] = ids if mask is None else ids.masked_fill(mask == 0, -100)
+        chosen.append(taken)
+    return chosen
+
+
+class _FinishedError(Exception):
+    """Ends a forward once the FFNs of interest have run."""
+
+
+def collect_moments(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    batches: Iterable[Batch],
+    units: Mapping[str, FFNWeights] | None = None,
+) -> dict[str, Moments]:
+    """Runs a model up to some FFNs and takes the second moments of their hidden units and outputs.
+
+    Padding does not count. The moments are about the means where an FFN has an output bias.
+
+    Args:
+        model: The model, its earlier FFNs fused or not.
+        ffns: FFNs that are not fused yet, in the model's order.
+        batches: Batches of tokens.
+        units: Other hidden units to take the moments of, by FFN name; the output stays that of the FFN itself.
+
+    Returns:
+        The moments by FFN name. An expert that saw no token has none.
+    """
+    sums = {ffn.name: MomentSums(centred=ffn.read().down_bias is not None) for ffn in ffns}
+    running: dict[str, Batch] = {}
+    hooks = [
+        hook
+        for ffn in ffns
+        for hook in _watch(ffn, sums[ffn.name], running, None if units is None else units[ffn.name])
+    ]
+    hooks.append(_holder(model, ffns).register_forward_hook(_stop))
+    rows = list(unpadded(batches)) if any(ffn.expert is not None for ffn in ffns) else batches
+    try:
+        with evaluating(model):
+            for batch in transformers_logging.tqdm(rows, desc="Calibrating", unit="batch", leave=False):
+                running["batch"] = on_device(batch, model)
+                try:
+                    model(**inputs_of(running["batch"]))
+                except _FinishedError:
+                    continue
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: item.moments() for name, item in sums.items() if item.count}
+
+
+def _stop(module: nn.Module, arguments: object, output: object) -> None:
+    raise _FinishedError
+
+
+def _holder(model: PreTrainedModel, ffns: Sequence[FFN]) -> nn.Module:
+    """The smallest module that holds the FFNs of the last layer: the forward may end behind it."""
+    last = [ffn for ffn in ffns if (ffn.stack, ffn.layer) == (ffns[-1].stack, ffns[-1].layer)]
+    if len(last) == 1:
+        return last[0].host
+    path = os.path.commonpath([ffn.full_name.replace(".", "/") for ffn in last])
+    return model.get_submodule(path.replace("/", "."))
+
+
+def _watch(
+    ffn: FFN, sums: MomentSums, running: dict[str, Batch], units: FFNWeights | None
+) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    inputs: list[Tensor] = []
+
+    def add(hidden: Tensor, output: Tensor) -> None:
+        if units is not None:
+            hidden = ffn.hidden(inputs.pop(), units)
+        mask = token_mask(running["batch"], decoder=ffn.stack == "decoder") if output.dim() == 3 else None
+        if mask is None:
+            sums.add(hidden.flatten(0, -2), output.flatten(0, -2))
+        else:
+            sums.add(hidden[mask], output[mask])
+
+    yield from ffn.watch(None if units is None else inputs.append, add)

@@ -1,0 +1,238 @@
+"""The one way from a stock model to a smaller one: the walk over its FFNs that fusion and its rivals share."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from .. import __version__
+from ..errors import FusionConfigError, FusionWarning, UnsupportedModelError
+from ..families import family_of
+from ..modeling.building import convert_config, rebuild
+from ..modeling.classes import FusedModelMixin, fused_class
+from ..modeling.configs import config_class
+from ..modeling.ffn import FFN
+from ..modeling.find import find_ffns
+from ..modeling.forms import FORMS, ReducedWeights
+from ..recipe import FFNReport, FFNWidth, FusionConfig, FusionReport, FusionSection
+from ..tensors import Fusion
+from .plan import plan_fusion
+
+__all__ = ["LayerReducer", "Method", "ReducedFFN", "check_reducible", "check_whole", "reduce_ffns"]
+
+Weights = TypeVar("Weights", bound=ReducedWeights, covariant=True)
+
+
+@dataclass(frozen=True)
+class ReducedFFN(Generic[Weights]):
+    """What a method made of one FFN, and how.
+
+    Args:
+        weights: Its weights, of the kind that the method's form takes.
+        inertia_share: Share of the units' variance that the clusters lose, where units were clustered.
+        method: `"clusters"` or `"obs"`, and the refit behind a plus; or the baseline.
+        tokens: Tokens that it was calibrated on.
+        calibration_error: Relative output error on them, None without calibration.
+    """
+
+    weights: Weights
+    inertia_share: float | None
+    method: str
+    tokens: int = 0
+    calibration_error: float | None = None
+
+
+LayerReducer = Callable[[Sequence[tuple[FFN, int]]], Mapping[str, ReducedFFN[ReducedWeights]]]
+"""Reduces the FFNs of one layer (one, or the experts of a mixture), each given with the units to keep; by name."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make FFNs smaller.
+
+    Args:
+        name: What the config section and tables call it.
+        form: The form of FFN that it makes, a key of `FORMS`.
+        prepare: Takes the model whose FFNs will be reduced one layer after another, all FFNs of the plan with their
+            widths, and the recipe; looks at the whole and returns what reduces a layer.
+    """
+
+    name: str
+    form: str
+    prepare: Callable[[PreTrainedModel, Sequence[tuple[FFN, int]], FusionConfig], LayerReducer]
+
+
+def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *, inplace: bool = False) -> Any:
+    """Makes the FFNs of a model smaller.
+
+    Args:
+        model: A stock model of a supported family, with any head.
+        config: Which FFNs, and how wide they become (a method of another form makes them as large as that).
+        method: How.
+        inplace: Take over the model's tensors instead of copying them, to save memory. `model` is left without weights
+            and must not be used again, also where the method fails half-way.
+
+    Returns:
+        A model of the fused class with the dtype, device and mode of `model`, its receipt in `fusion_report`.
+
+    Raises:
+        FusionConfigError: The recipe cannot be carried out on this model, or a weight is not finite.
+        UnsupportedModelError: The family is not supported, or the model is fused, wrapped, quantized or offloaded.
+
+    Warns:
+        FusionWarning: A width below the hidden size, or below a quarter of the FFN's own.
+    """
+    check_reducible(model)
+    started = time.perf_counter()
+    plan = plan_fusion(model, config)
+    for message in plan.warnings:
+        warnings.warn(message, FusionWarning, stacklevel=3)
+    for ffn, _ in plan.widths:
+        if not torch.isfinite(ffn.read().features()).all():
+            raise FusionConfigError(f"the weights of {ffn.name} hold NaN or infinity: the checkpoint is broken")
+    parameters, size = model.num_parameters(), model.get_memory_footprint()
+    ffn_parameters = sum(ffn.parameter_count(ffn.width) for ffn in find_ffns(model))
+
+    # A copy is reduced layer by layer, so that calibration sees the layers before as they will be.
+    working = model if inplace else copy.deepcopy(model)
+    own = {ffn.name: ffn for ffn in find_ffns(working)}
+    todo = [(own[ffn.name], width) for ffn, width in plan.widths]
+    reduce_layer = method.prepare(working, todo, config)
+    reports: list[FFNReport] = []
+    widths: dict[str, FFNWidth] = {}
+    progress = transformers_logging.tqdm(total=len(todo), desc=method.name, unit="FFN")
+    for _, layer in itertools.groupby(todo, key=lambda item: (item[0].stack, item[0].layer)):
+        layer_started = time.perf_counter()
+        group = list(layer)
+        reduced = reduce_layer(group)
+        seconds = (time.perf_counter() - layer_started) / len(group)
+        for ffn, _ in group:
+            reports.append(_ffn_report(ffn, reduced[ffn.name], method, seconds))
+            widths[ffn.name] = FFNWidth(reports[-1].width, ffn.width, method.form)
+            _replace(ffn, reduced[ffn.name].weights, method)
+        progress.update(len(group))
+    progress.close()
+
+    section = FusionSection(config, _source(model), widths, method.name)
+    smaller = _build(working, section, inplace)
+    smaller.fusion_report = FusionReport(
+        recipe=config.to_dict(),
+        source=section.source,
+        ffns=reports,
+        skipped=plan.skipped,
+        parameters_before=parameters,
+        parameters_after=smaller.num_parameters(),
+        bytes_before=size,
+        bytes_after=smaller.get_memory_footprint(),
+        ffn_parameters=ffn_parameters,
+        fused_share=sum(report.parameters_before for report in reports) / ffn_parameters,
+        seconds=round(time.perf_counter() - started, 3),
+        warnings=plan.warnings,
+        versions={
+            "hf_mlp_fusion": __version__,
+            "transformers": transformers.__version__,
+            "torch": str(torch.__version__),
+        },
+    )
+    return smaller
+
+
+def check_reducible(model: PreTrainedModel) -> None:
+    """Checks that a model is one that can be made smaller.
+
+    Args:
+        model: The model.
+
+    Raises:
+        UnsupportedModelError: It is not, and why.
+    """
+    if isinstance(model, FusedModelMixin):
+        raise UnsupportedModelError(
+            "the model is fused already, and fusion cannot be repeated or undone: start from the original, "
+            f"{model.config.mlp_fusion['source'].get('name_or_path') or 'the model that was fused'}"
+        )
+    check_whole(model)
+
+
+def check_whole(model: PreTrainedModel) -> None:
+    """Checks that all weights of a model are there to be read and written, and nothing else computes beside them.
+
+    Args:
+        model: The model, stock or fused.
+
+    Raises:
+        UnsupportedModelError: They are not, and why; or its family is not supported.
+    """
+    if not isinstance(model, PreTrainedModel):
+        hint = "; call merge_and_unload() first" if hasattr(model, "peft_config") else ""
+        raise UnsupportedModelError(f"a transformers model is needed, not a {type(model).__name__}{hint}")
+    if getattr(model, "peft_config", None):
+        raise UnsupportedModelError("the model carries PEFT adapters: merge or delete them first, add adapters after")
+    if getattr(model, "is_quantized", False):
+        raise UnsupportedModelError("the model is quantized: load it without quantization, and quantize afterwards")
+    family_of(model.config)
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise UnsupportedModelError("some weights are offloaded or on the meta device: load the model without that")
+
+
+def _ffn_report(ffn: FFN, reduced: ReducedFFN[ReducedWeights], method: Method, seconds: float) -> FFNReport:
+    form, weights = FORMS[method.form], reduced.weights
+    sizes = weights.cluster_sizes if isinstance(weights, Fusion) else None
+    tensors = form.tensors(ffn, weights).values()
+    return FFNReport(
+        name=ffn.name,
+        original_width=ffn.width,
+        width=form.width(weights),
+        inertia_share=reduced.inertia_share,
+        largest_cluster=None if sizes is None else int(sizes.max()),
+        singletons=None if sizes is None else int((sizes == 1).sum()),
+        parameters_before=ffn.parameter_count(ffn.width),
+        parameters_after=sum(tensor.numel() for tensor in tensors if tensor.is_floating_point()),
+        seconds=round(seconds, 3),
+        method=reduced.method,
+        tokens=reduced.tokens,
+        calibration_error=reduced.calibration_error,
+    )
+
+
+def _replace(ffn: FFN, weights: ReducedWeights, method: Method) -> None:
+    """Gives an FFN the method's form, and the weights, whose dtype and device are those of the present ones."""
+    form = FORMS[method.form]
+    trainable = {part: module.weight.requires_grad for part, module in ffn.projections.items()}
+    tensors = form.tensors(ffn, weights)
+    form.install(ffn, form.width(weights), ffn.width)
+    ffn.write(tensors)
+    for part, module in ffn.projections.items():
+        module.requires_grad_(trainable[part])  # type: ignore[arg-type]
+
+
+def _source(model: PreTrainedModel) -> dict[str, Any]:
+    return {
+        "name_or_path": model.config.name_or_path,
+        "model_type": model.config.model_type,
+        "architecture": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def _build(working: PreTrainedModel, section: FusionSection, inplace: bool) -> Any:
+    """Builds the fused twin of a stock model with fused FFNs, taking over its tensors."""
+    config_type = config_class(family_of(working.config))
+    config = convert_config(working.config, config_type, {"mlp_fusion": section.to_dict()})
+    fused = rebuild(working, fused_class(type(working)), config, working.state_dict())
+    stock_parameters = dict(working.named_parameters())
+    for name, parameter in fused.named_parameters():
+        parameter.requires_grad_(stock_parameters[name].requires_grad)
+    if inplace:
+        working.to(torch.device("meta"))  # type: ignore[arg-type]
+    return fused

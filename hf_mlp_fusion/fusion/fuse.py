@@ -1,0 +1,77 @@
+"""`fuse_model`: the one way from a stock model to a fused one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..modeling.ffn import FFN
+from ..recipe import FusionConfig
+from .calibration import calibration_batches, first_rows
+from .driver import LayerReducer, Method, check_reducible, reduce_ffns
+from .kernel_size import kernel_sizes, match_kernel_sizes
+from .layer_fuser import LayerFuser
+from .plan import plan_fusion
+
+__all__ = ["fuse_model"]
+
+
+def fuse_model(
+    model: PreTrainedModel,
+    config: FusionConfig,
+    *,
+    calibration: Any = None,
+    tokenizer: Any = None,
+    inplace: bool = False,
+) -> Any:
+    """Fuses the FFNs (or experts) of a model.
+
+    Args:
+        model: A stock model of a supported family, with any head.
+        config: What to fuse and how.
+        calibration: Data that the recipe may use, to keep the output far better than without: texts, a text file, a
+            data set, or batches of model inputs (mappings of tensors). A few hundred sentences do. `"sampled"` needs
+            none: a language model is calibrated on what it writes itself.
+        tokenizer: The tokenizer for texts; if not given, the one that lies beside the model's weights.
+        inplace: Take over the model's tensors instead of copying them, to save memory. `model` is left without weights
+            and must not be used again, also where fusion fails half-way.
+
+    Returns:
+        A model of the fused class (`FusedRobertaForMaskedLM` for a `RobertaForMaskedLM`) with the dtype, device and
+        mode of `model`, its receipt in `fusion_report`. Unless `inplace`, `model` is untouched and shares no memory.
+
+    Raises:
+        FusionConfigError: The recipe cannot be carried out on this model, or a weight is not finite.
+        UnsupportedModelError: The family is not supported, or the model is fused, wrapped, quantized or offloaded.
+        DataError: The calibration data cannot be read.
+
+    Warns:
+        FusionWarning: A width below the hidden size, or below a quarter of the FFN's own.
+
+    Example:
+        >>> from hf_mlp_fusion import FusionConfig, fuse_model
+        >>> fused = fuse_model(model, FusionConfig(width=0.25, layers="last:8"))  # doctest: +SKIP
+        >>> fused.save_pretrained("out")  # doctest: +SKIP
+    """
+    check_reducible(model)
+    config = config.resolved(calibrated=calibration is not None)
+    batches = None if calibration is None else calibration_batches(model, calibration, tokenizer)
+
+    def prepare(working: PreTrainedModel, todo: Sequence[tuple[FFN, int]], config: FusionConfig) -> LayerReducer:
+        return LayerFuser(working, todo, config, None if config.refit == "none" else batches)
+
+    method = Method("fusion", "fused", prepare)
+    if config.ntk == "none" or batches is None:
+        return reduce_ffns(model, config, method, inplace=inplace)
+    started = time.perf_counter()
+    samples = first_rows(model, batches)
+    names = [ffn.name for ffn, _ in plan_fusion(model, config).widths]
+    wanted = kernel_sizes(model, names, samples)  # before fusion, which may take the model's tensors
+    fused = reduce_ffns(model, config, method, inplace=inplace)
+    match_kernel_sizes(fused, wanted, samples)
+    fused.fusion_report = replace(fused.fusion_report, seconds=round(time.perf_counter() - started, 3))
+    return fused

@@ -1,0 +1,165 @@
+"""What fusion does to the FFNs of each layer, with calibration data or without."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from ..data import Batch
+from ..modeling.ffn import FFN
+from ..recipe import FusionConfig
+from ..tensors import (
+    CLUSTERINGS,
+    RIDGE,
+    Fusion,
+    Moments,
+    allocate_widths,
+    assign_units,
+    fuse_weights,
+    inertia,
+    obs_select,
+    ridge_refit,
+    select_units,
+)
+from .calibration import collect_moments
+from .driver import ReducedFFN
+
+__all__ = ["LayerFuser"]
+
+logger = logging.getLogger(__name__)
+
+
+# Second moments held at once. Layers whose moments fit are calibrated in one pass through the model.
+_MOMENT_BYTES = 2**31
+
+
+class LayerFuser:
+    """Fuses the FFNs of a model, layer after layer, with calibration data or without.
+
+    Args:
+        model: The model. Between two calls, the FFNs of the last one are replaced by what it returned.
+        todo: All FFNs to fuse, each with the units to keep.
+        config: The recipe, its `selection` and `refit` resolved.
+        batches: Calibration data, where the recipe refits.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        todo: Sequence[tuple[FFN, int]],
+        config: FusionConfig,
+        batches: Sequence[Batch] | None,
+    ) -> None:
+        self.model = model
+        self.todo = list(todo)
+        self.config = config
+        self.batches = batches
+        self._plain: dict[str, ReducedFFN[Fusion]] = {}
+        self._moments: dict[str, Moments | None] = {}
+        self._widths = {ffn.name: width for ffn, width in todo}
+        if config.auto_share is not None and batches is not None:
+            self._search_widths(config.auto_share, batches)
+
+    def __call__(self, group: Sequence[tuple[FFN, int]]) -> dict[str, ReducedFFN[Fusion]]:
+        """Fuses the FFNs of one layer: one, or the experts of a mixture. The model is not changed.
+
+        Args:
+            group: The next FFNs of `todo`.
+
+        Returns:
+            The fused FFNs by name.
+        """
+        if self.batches is not None and group[0][0].name not in self._moments:
+            self._collect(group[0][0], self.batches)
+        return {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn, _ in group}
+
+    def _search_widths(self, share: float, batches: Sequence[Batch]) -> None:
+        """Gives each FFN the width that its error curve asks for; the errors add up over tokens and FFNs."""
+        step = self.config.multiple_of
+        rises, full = [], []
+        for ffn, _ in self.todo:
+            if ffn.name not in self._moments:
+                self._collect(ffn, batches)
+            moments = self._moments[ffn.name]
+            full.append(ffn.width)
+            narrowest = min(step, ffn.width)
+            if moments is None:
+                rises.append(torch.zeros(ffn.width - narrowest + 1, dtype=torch.float64))
+            else:
+                rises.append(moments.count * obs_select(moments, narrowest)[1].cpu())
+        found = allocate_widths(rises, full, round(share * sum(full)), step)
+        self._widths = {ffn.name: width for (ffn, _), width in zip(self.todo, found, strict=True)}
+        if len(self._moments) < len(self.todo):  # of the last layers alone: what comes first needs its own again
+            self._moments = {}
+
+    def _collect(self, first: FFN, batches: Sequence[Batch]) -> None:
+        """Takes the moments of as many layers, from this one on, as may be held at once."""
+        names = [ffn.name for ffn, _ in self.todo]
+        coming = self.todo[names.index(first.name) :]
+        chunk: list[tuple[FFN, int]] = []
+        size = 0
+        for _, layer in itertools.groupby(coming, key=lambda item: (item[0].stack, item[0].layer)):
+            ffns = list(layer)
+            size += sum(8 * (width if self._clusters else ffn.width) ** 2 for ffn, width in ffns)
+            if chunk and size > _MOMENT_BYTES:
+                break
+            chunk += ffns
+        units = None
+        if self._clusters:
+            self._plain = {ffn.name: _cluster(ffn, width, self.config) for ffn, width in chunk}
+            units = {name: item.weights.weights for name, item in self._plain.items()}
+        found = collect_moments(self.model, [ffn for ffn, _ in chunk], batches, units)
+        self._moments = {ffn.name: found.get(ffn.name) for ffn, _ in chunk}
+
+    @property
+    def _clusters(self) -> bool:
+        return self.config.selection == "clusters"
+
+    def _fuse(self, ffn: FFN, width: int) -> ReducedFFN[Fusion]:
+        moments = self._moments.pop(ffn.name, None)
+        plain = self._plain.pop(ffn.name, None)
+        if self.batches is None:
+            return _cluster(ffn, width, self.config)
+        if moments is None:
+            logger.warning("%s saw no calibration token: it is fused without", ffn.name)
+            return plain or _cluster(ffn, width, self.config)
+        if plain is not None:
+            return _refitted(plain, moments, self.config)
+        kept, _ = obs_select(moments, width)
+        labels = assign_units(moments, kept)
+        weights = ffn.read()
+        chosen = select_units(weights, kept.cpu().numpy(), labels)
+        return _refitted(
+            ReducedFFN(chosen, inertia(weights.features(), labels), "obs"), moments.of_units(kept), self.config
+        )
+
+
+def _cluster(ffn: FFN, width: int, config: FusionConfig) -> ReducedFFN[Fusion]:
+    weights = ffn.read()
+    features = weights.features()
+    labels = CLUSTERINGS[config.clustering](features, width, config.seed)
+    return ReducedFFN(fuse_weights(weights, labels), inertia(features, labels), "clusters")
+
+
+def _refitted(item: ReducedFFN[Fusion], moments: Moments, config: FusionConfig) -> ReducedFFN[Fusion]:
+    """Refits the down projection on the moments of the fused units, shrunk to what it was."""
+    fused, sizes = item.weights.weights, item.weights.cluster_sizes.double()
+    prior = fused.down.double().cpu() * sizes
+    moments = moments.on_cpu()
+    if config.refit == "output":
+        # The fewer tokens a unit has, the nearer its weights stay to what they were.
+        weight, bias = ridge_refit(moments, prior, ridge=max(RIDGE, 0.1 * moments.width / moments.count))
+    else:
+        weight, bias = prior, moments.y_mean - prior @ moments.h_mean
+    refitted = fused.with_down(weight / sizes, bias)
+    return ReducedFFN(
+        Fusion(refitted, item.weights.cluster_sizes),
+        item.inertia_share,
+        f"{item.method}+{config.refit}",
+        moments.count,
+        moments.error(weight),
+    )

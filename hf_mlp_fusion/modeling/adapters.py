@@ -1,0 +1,72 @@
+"""What PEFT needs of fused models: rows in its tables of default target modules, and adapters of other widths refused.
+
+All else works by itself, for a fused FFN's projections are stock modules under their stock names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..errors import BrokenCheckpointError
+from ..families import Family
+from .find import find_ffns
+from .modules import FusedMLP
+
+__all__ = ["add_default_targets", "refuse_other_widths"]
+
+
+def add_default_targets(family: Family, fused_type: str) -> None:
+    """Gives a family's fused type the stock type's row in each of PEFT's tables by `model_type`.
+
+    Args:
+        family: The family. Where PEFT has no row for it, the row of its `peft_like` is taken.
+        fused_type: The `model_type` of its fused configs.
+    """
+    # A tenth of a second after the model code, which has taken two: no reason to wait until PEFT is used.
+    from peft.utils import constants
+
+    for name, table in vars(constants).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_"):
+            row = table.get(family.model_type, table.get(family.peft_like))
+            if row is not None:
+                table.setdefault(fused_type, row)
+
+
+def refuse_other_widths(model: PreTrainedModel, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    """Refuses weights that were made for FFNs of other widths, before any of them is loaded.
+
+    A hook for `nn.Module.register_load_state_dict_pre_hook`. All that PEFT loads passes it, and so do the checkpoints
+    that Trainer resumes from.
+
+    Args:
+        model: A fused model, with or without adapters.
+        state_dict: What is being loaded: all weights, or some.
+        prefix: What the names of the model's weights begin with there.
+
+    Raises:
+        BrokenCheckpointError: They belong to the unfused model, or to one that was fused to other widths.
+    """
+    for ffn in find_ffns(model):
+        if not isinstance(owner := ffn.owner, FusedMLP):
+            continue
+        for name in ffn.parameter_names():
+            if (tensor := state_dict.get(prefix + name)) is None:
+                continue
+            for size, needed in zip(tensor.shape, model.get_parameter(name).shape, strict=False):
+                if needed == owner.width != size:
+                    raise _other_width(name, size, owner)
+
+
+def _other_width(name: str, size: int, here: FusedMLP) -> BrokenCheckpointError:
+    if size == here.original_width:
+        whose, mend = "the unfused model", "an adapter can be merged there (merge_and_unload), and the result be fused"
+    else:
+        whose, mend = "a model fused to other widths", "to have an adapter here, train one on this model"
+    return BrokenCheckpointError(
+        f"these weights belong to {whose}: {name!r} is for {size} hidden units, here are {here.width}. "
+        f"Load them there; {mend}"
+    )

@@ -1,0 +1,283 @@
+"""The fused classes: `Fused<Stock>Config` and `Fused<StockModel>` for every head, made from the family registry.
+
+They are attributes of `hf_mlp_fusion.modeling`, built when first asked for (`FusedRobertaForMaskedLM`), so they can be
+imported, pickled, and found by PEFT.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.distributed.fsdp import is_fsdp_enabled
+
+from ..errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
+from ..families import family_of
+from ..hub import MODEL_TAG, add_stub, check_stored_ffns, stored_tensors, write_card
+from ..recipe import REPORT_NAME, FusionReport, FusionSection
+from ..tensors import check_cluster_sizes, even_cluster_sizes
+from .adapters import refuse_other_widths
+from .configs import config_class
+from .find import find_ffns
+from .forms import FORMS
+from .modules import ClusterScaling
+
+__all__ = ["FusedModelMixin", "find_class", "fused_class", "stock_class"]
+
+logger = logging.getLogger(__name__)
+
+_HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+_FUSED_CLASSES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
+
+
+class FusedModelMixin:
+    """What every fused model class adds to its stock class.
+
+    Attributes:
+        fusion_report: The receipt of the fusion, where one lies beside the weights; None otherwise.
+        folded_scalings: What `fold` took out of the FFNs, by name; None in a model that is not folded.
+    """
+
+    fusion_report: FusionReport | None = None
+    folded_scalings: dict[str, ClusterScaling] | None = None
+
+    def post_init(self) -> None:
+        """Narrows the stock FFNs. All modules exist by now; weights, ties and parallel plans do not yet."""
+        narrow_ffns(self)  # type: ignore[arg-type]
+        self.register_load_state_dict_pre_hook(refuse_other_widths)  # type: ignore[attr-defined]
+        super().post_init()  # type: ignore[misc]
+        self.add_model_tags(MODEL_TAG)  # type: ignore[attr-defined]
+
+    def initialize_weights(self) -> None:
+        """Gives P even sizes where none were loaded (a fused model built from its config alone)."""
+        super().initialize_weights()  # type: ignore[misc]
+        for module in self.modules():  # type: ignore[attr-defined]
+            if isinstance(module, ClusterScaling):
+                even = even_cluster_sizes(module.cluster_sizes.numel(), module.original_width)
+                init.copy_(module.cluster_sizes, even)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the stock class's, and refuses checkpoints whose fused FFNs are not all there, or that are pickles.
+
+        Raises:
+            BrokenCheckpointError: P is missing or no P, or a fused FFN's weights are missing or of another shape.
+            FusionConfigError: Weights are loaded in the first of several processes alone.
+            UnsupportedModelError: `use_safetensors=False` asks for pickles.
+        """
+        if is_fsdp_enabled():  # that is: with RAM-efficient loading
+            # Stored buffers such as P stay behind when accelerate hands the weights on (its issue 3898).
+            raise FusionConfigError(
+                "with fsdp_cpu_ram_efficient_loading the first process alone loads weights, and accelerate does not "
+                "hand P on to the others: write fsdp_cpu_ram_efficient_loading: false"
+            )
+        wants_info = kwargs.pop("output_loading_info", False)
+        hub_kwargs = _given(kwargs, *_HUB_KWARGS)
+        if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
+            if kwargs.get("use_safetensors") is False:
+                raise UnsupportedModelError("pickles are not read, they can run code: leave use_safetensors out")
+            kwargs["use_safetensors"] = True
+            config = kwargs.get("config")
+            if not isinstance(config, PreTrainedConfig):
+                config = cls.config_class.from_pretrained(  # type: ignore[attr-defined]
+                    config or pretrained_model_name_or_path, **hub_kwargs
+                )
+            _check_headers(pretrained_model_name_or_path, config, hub_kwargs | _given(kwargs, "variant"))
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        check_fused_ffns(model, info)
+        if pretrained_model_name_or_path is not None:
+            model.fusion_report = _find_report(pretrained_model_name_or_path, hub_kwargs)
+        else:
+            # It is called "None" by now, and cards of Trainer and adapters would name that as their base.
+            model.name_or_path = model.config.name_or_path = ""
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As the stock class's, with the receipt beside the weights."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if self.fusion_report is not None and kwargs.get("is_main_process", True):
+            self.fusion_report.save(save_directory)
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        # Between the saving and the one commit of `push_to_hub` and `save_pretrained(push_to_hub=True)`, which look
+        # for changed files here: what is saved after it stays behind.
+        if (Path(working_dir) / "config.json").is_file():  # a model with PEFT's adapters saves them alone
+            add_stub(working_dir)
+            if self.fusion_report is not None:
+                self.fusion_report.save(working_dir)
+                write_card(working_dir, name=repo_id, ask=False)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
+
+
+def narrow_ffns(model: PreTrainedModel) -> None:
+    """Narrows the FFNs that the model's config names, leaving their weights to be loaded or initialised.
+
+    Args:
+        model: A model of a fused class whose FFNs are still stock.
+
+    Raises:
+        BrokenCheckpointError: The config's section is missing, or speaks of FFNs that the model does not have.
+    """
+    if getattr(model.config, "mlp_fusion", None) is None:
+        raise BrokenCheckpointError(
+            f"{type(model).__name__} needs a config with an mlp_fusion section, and this one has none: "
+            "it belongs to a model that is not fused. Fuse it first: fuse_model(model, FusionConfig(...))"
+        )
+    section = FusionSection.from_dict(model.config.mlp_fusion)
+    family = family_of(model.config)
+    found = {ffn.name: ffn for ffn in find_ffns(model)}
+    for name, widths in section.ffns.items():
+        ffn = found.get(name)
+        if ffn is None:
+            # An encoder loaded alone from an encoder-decoder: the other stack's FFNs are not there to be narrowed.
+            if family.spec_of(name) and not hasattr(model.base_model, name.split(".")[0]):
+                continue
+            raise BrokenCheckpointError(f"the mlp_fusion section names {name!r:.80}, which the model does not have")
+        form = FORMS[widths.form]
+        if form.is_installed(ffn, widths.width):
+            continue
+        if ffn.width != widths.original_width:
+            raise BrokenCheckpointError(
+                f"config.json contradicts itself: the mlp_fusion section says that {name!r} had "
+                f"{widths.original_width} units, the model's own fields make it {ffn.width}"
+            )
+        form.install(ffn, widths.width, widths.original_width)
+        if widths.scales is not None and (scaling := ffn.scaling) is not None:
+            scaling.inner_scale, scaling.outer_scale = widths.scales
+
+
+def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> None:
+    """Checks that the fused FFNs of a loaded model came whole from the checkpoint.
+
+    Args:
+        model: The loaded model.
+        loading_info: What `from_pretrained(output_loading_info=True)` returned with it.
+
+    Raises:
+        BrokenCheckpointError: They did not.
+    """
+    section = FusionSection.from_dict(model.config.mlp_fusion)
+    ffns = [ffn for ffn in find_ffns(model) if ffn.name in section.ffns]
+    parts = {name for ffn in ffns for name in ffn.parameter_names()}
+    scalings = tuple(FORMS[section.ffns[ffn.name].form].scaling_name(ffn) for ffn in ffns)
+    missing = set(loading_info["missing_keys"])
+    mismatched = {item[0] if isinstance(item, tuple) else item for item in loading_info["mismatched_keys"]}
+    for names, fault in ((missing, "lacks"), (mismatched, "has in another shape")):
+        bad = sorted(name for name in names if name in scalings or name in parts)
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise BrokenCheckpointError(
+                f"the checkpoint {fault} {bad[0]!r}{more}, part of a fused FFN; without it the model would compute "
+                "garbage. Fetch the files anew, or fuse the original model again"
+            )
+    for ffn, name in zip(ffns, scalings, strict=True):
+        if name is None:
+            continue
+        scaling = ffn.scaling
+        assert scaling is not None
+        check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
+
+
+def _check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, Any]) -> None:
+    """Refuses a checkpoint by its headers, before anything is built or allocated for it.
+
+    Only there is to be seen that P is stored as integers: loading casts it, and 4.5 becomes 4.
+    """
+    if getattr(config, "mlp_fusion", None) is None:
+        return
+    section = FusionSection.from_dict(config.mlp_fusion)
+    stored = stored_tensors(name_or_path, hub_kwargs)
+    quantized = getattr(config, "quantization_config", None) is not None
+    check_stored_ffns(stored, section, family_of(config), quantized=quantized)
+    for name in ("num_hidden_layers", "num_decoder_layers", "num_experts"):
+        count = getattr(config, name, None)
+        if isinstance(count, int) and count > len(stored):
+            raise BrokenCheckpointError(
+                f"config.json has {name}={count}, but the checkpoint has {len(stored)} tensors in all"
+            )
+
+
+def _given(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _on_cpu(scaling: ClusterScaling) -> torch.Tensor:
+    if not scaling.cluster_sizes.is_meta:
+        return scaling.cluster_sizes.cpu()
+    from accelerate.utils import align_module_device  # offloaded to disk
+
+    with align_module_device(scaling, "cpu"):
+        return scaling.cluster_sizes.clone()
+
+
+def _find_report(name_or_path: str | Path, hub_kwargs: dict[str, Any]) -> FusionReport | None:
+    """Reads the receipt beside the weights; a model without a legible one still works, so nothing raises here."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(name_or_path, REPORT_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+        return None if path is None else FusionReport.from_file(path)
+    except (OSError, BrokenCheckpointError) as error:
+        logger.warning("The fusion receipt of %s could not be read: %s", name_or_path, error)
+        return None
+
+
+def fused_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Returns the fused class of a stock model class, always the same one.
+
+    Args:
+        stock: A model class of a supported family, such as `RobertaForMaskedLM`, or a user's subclass of one.
+
+    Raises:
+        UnsupportedModelError: The family is not supported, or the class is fused already.
+    """
+    if stock in _FUSED_CLASSES:
+        return _FUSED_CLASSES[stock]
+    if issubclass(stock, FusedModelMixin) or stock.config_class is None:
+        raise UnsupportedModelError(f"{stock.__name__} is no stock model class")
+    family = family_of(stock.config_class)
+    fused_config = config_class(family)
+    _FUSED_CLASSES[stock] = type(
+        f"Fused{stock.__name__}",
+        (FusedModelMixin, stock),
+        {
+            "__module__": __package__,  # promised: adapters and pickles name it
+            "__doc__": f"`{stock.__name__}` with fused FFNs. Made by `fuse_model` or `from_pretrained`.",
+            "config_class": fused_config,
+        },
+    )
+    return _FUSED_CLASSES[stock]
+
+
+def stock_class(fused: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Returns the stock class that `fused_class` made a class from.
+
+    Args:
+        fused: What `fused_class` returned.
+    """
+    return next(
+        base for base in fused.__mro__ if issubclass(base, PreTrainedModel) and not issubclass(base, FusedModelMixin)
+    )
+
+
+def find_class(name: str) -> type[PreTrainedModel] | None:
+    """The fused class of a name such as `"FusedRobertaForMaskedLM"`; None where there is none.
+
+    Args:
+        name: The name.
+    """
+    stock = getattr(transformers, name.removeprefix("Fused"), None) if name.startswith("Fused") else None
+    if not isinstance(stock, type) or not issubclass(stock, PreTrainedModel):
+        return None
+    try:
+        return fused_class(stock)
+    except UnsupportedModelError:
+        return None

@@ -1,0 +1,83 @@
+"""The fused config classes: `Fused<Stock>Config`, one a family."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig
+
+from ..families import Family
+from ..recipe import FusionSection
+
+__all__ = ["FusedConfigMixin", "config_class", "on_first_config"]
+
+_LISTENERS: list[Callable[[str], None]] = []
+
+
+def on_first_config(listener: Callable[[str], None]) -> Callable[[str], None]:
+    """Has a function called with the stock `model_type` of a family when its first fused config is made.
+
+    Args:
+        listener: The function.
+    """
+    _LISTENERS.append(listener)
+    return listener
+
+
+@functools.cache
+def _tell_listeners(model_type: str) -> None:
+    for listener in _LISTENERS:
+        listener(model_type)
+
+
+class FusedConfigMixin:
+    """What every fused config class adds to its stock class: the `mlp_fusion` section."""
+
+    stock_model_type: str
+    mlp_fusion: dict[str, Any] | None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        if self.mlp_fusion is not None:
+            FusionSection.from_dict(self.mlp_fusion)
+        _tell_listeners(self.stock_model_type)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As the stock class's, and saves the stub that a config from the Hub may name (`hf_mlp_fusion.hub`)."""
+        from ..hub import has_stub, save_stub
+
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if has_stub({"auto_map": getattr(self, "auto_map", None)}):
+            save_stub(save_directory)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Does nothing for the classes of this package, which transformers would else copy into each saved folder."""
+        if cls.__module__ != __package__:
+            super().register_for_auto_class(auto_class)  # type: ignore[misc]
+
+
+@functools.cache
+def config_class(family: Family) -> type[PreTrainedConfig]:
+    """Returns the fused config class of a family, always the same one.
+
+    Args:
+        family: The family.
+    """
+    stock = getattr(transformers, family.config_class)
+    return type(
+        f"Fused{stock.__name__}",
+        (FusedConfigMixin, stock),
+        {
+            "__module__": __package__,  # promised: pickles name it
+            "__doc__": f"`{stock.__name__}` with the section `mlp_fusion`: the recipe, the source, and each fused "
+            "FFN's width. `intermediate_size` and its kin keep the original width.",
+            "model_type": f"fused_{family.model_type}",
+            "stock_model_type": family.model_type,
+            "mlp_fusion": None,
+            "__annotations__": {"mlp_fusion": dict[str, Any] | None},
+        },
+    )

@@ -1,0 +1,102 @@
+"""Loading models from folders and the Hub, stock or fused, with the head that they were saved with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from ..errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
+from ..files import check_exists
+from .classes import find_class
+
+__all__ = ["load_fused_model", "load_stock_model", "read_config"]
+
+
+def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
+    """Loads a model with the head it was saved with. Only safetensors are read and no remote code is run.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+        dtype: Name of a torch dtype, or `"auto"` for the one that the weights are stored in.
+        device: Device to load it to.
+
+    Raises:
+        FusionConfigError: There is no such folder or repository.
+        UnsupportedModelError: Its model class is none of transformers' own, or it has no safetensors.
+        BrokenCheckpointError: Its files are broken.
+    """
+    config = read_config(name_or_path)
+    architecture = (config.architectures or [None])[0]
+    stock = getattr(transformers, architecture, None) if isinstance(architecture, str) else AutoModel
+    if architecture and architecture.startswith("Fused"):
+        raise UnsupportedModelError(
+            f"{name_or_path} is fused already, and fusion cannot be repeated or undone: start from the original"
+        )
+    if stock is None:
+        raise UnsupportedModelError(f"{name_or_path} has the class {architecture!r}, which transformers does not know")
+    return _load(stock, name_or_path, config, dtype, device)
+
+
+def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
+    """Loads a fused model with the head it was saved with. Only safetensors are read.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+        dtype: Name of a torch dtype, or `"auto"` for the one that the weights are stored in.
+        device: Device to load it to.
+
+    Raises:
+        FusionConfigError: There is no such folder or repository.
+        UnsupportedModelError: It is not fused, or has no safetensors.
+        BrokenCheckpointError: Its files are broken.
+    """
+    config = read_config(name_or_path)
+    if getattr(config, "mlp_fusion", None) is None:
+        raise UnsupportedModelError(
+            f"{name_or_path} is not fused; fuse it with `hf-mlp-fusion fuse {name_or_path} OUT`"
+        )
+    architecture = (config.architectures or ["AutoModel"])[0]
+    cls = AutoModel if architecture == "AutoModel" else find_class(str(architecture))
+    if cls is None:
+        raise UnsupportedModelError(
+            f"{name_or_path} has the class {architecture!r}, which hf_mlp_fusion does not know"
+        )
+    return _load(cls, name_or_path, config, dtype, device)
+
+
+def read_config(name_or_path: str) -> Any:
+    """Reads the config of a model, stock or fused. No remote code is run.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+
+    Raises:
+        FusionConfigError: There is no such folder or repository, or it has no legible config.
+    """
+    check_exists(name_or_path)
+    try:
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)  # else it asks at the terminal
+    except (OSError, ValueError) as error:
+        raise FusionConfigError(f"{name_or_path} has no readable config.json: {_first_line(error)}") from error
+
+
+def _load(cls: Any, name_or_path: str, config: Any, dtype: str, device: str) -> Any:
+    kwargs: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
+    try:
+        return cls.from_pretrained(name_or_path, config=config, dtype=dtype, use_safetensors=True, **kwargs)
+    except OSError as error:
+        if "safetensors" in str(error):
+            raise UnsupportedModelError(
+                f"{name_or_path} has no safetensors weights, and pickles are not read: convert it first, with "
+                "model.save_pretrained() in an environment that you trust it in"
+            ) from error
+        raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
+    except Exception as error:
+        # safetensors has its own exception type, and transformers raises RuntimeError on shape mismatches.
+        raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,159 @@
+"""The modules of a fused FFN: `ClusterScaling` (P) and `FusedMLP`, and the swap of a stock FFN for a narrow one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..tensors import check_cluster_sizes, even_cluster_sizes
+
+__all__ = [
+    "ClusterScaling",
+    "FusedMLP",
+    "fused_mlp_class",
+    "narrow_projection",
+    "stock_mlp_class",
+]
+
+
+class ClusterScaling(nn.Module):
+    """The scaling matrix P behind an FFN's activation: σ'(z) = P ⊙ σ(z) (arXiv 2307.08941, eq. 6).
+
+    P is an int32 buffer: it is saved with the weights, never trained or decayed, and exact in every dtype the model is
+    cast to (bfloat16 cannot hold 257).
+
+    Args:
+        activation: The stock activation module.
+        width: Units of the fused FFN, k.
+        original_width: Units of the FFN before fusion, I.
+
+    Attributes:
+        inner_scale: s1 of the NTK calibration (`calibrate_ntk`), 1.0 without one: σ'(z) = s2 P ⊙ σ(s1 z).
+        outer_scale: s2.
+
+    Shape:
+        Input and output `[..., k]`; `cluster_sizes` `[k]`, int32, positive, summing to I.
+    """
+
+    cluster_sizes: Tensor
+
+    def __init__(self, activation: nn.Module, width: int, original_width: int) -> None:
+        super().__init__()
+        self.activation = activation
+        self.original_width = original_width
+        self.inner_scale = 1.0
+        self.outer_scale = 1.0
+        self.register_buffer("cluster_sizes", even_cluster_sizes(width, original_width))
+
+    @property
+    def factor(self) -> Tensor:
+        """s2 P, what the activation is multiplied by, `[k]`."""
+        return self.cluster_sizes if self.outer_scale == 1.0 else self.cluster_sizes * self.outer_scale
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Applies the activation and P; the result has the dtype of the activation's."""
+        hidden = self.activation(hidden if self.inner_scale == 1.0 else hidden * self.inner_scale)
+        return hidden * self.factor.to(hidden.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.original_width} -> {self.cluster_sizes.numel()} units"
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):  # type: ignore[no-untyped-def]
+        # nn.Module's hook for `load_state_dict`, which Trainer uses when it resumes: refuse what is no P.
+        sizes = state_dict.get(f"{prefix}cluster_sizes")
+        if sizes is not None and sizes.shape == self.cluster_sizes.shape:
+            check_cluster_sizes(sizes, self.original_width, f"{prefix}cluster_sizes")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class FusedMLP(nn.Module):
+    """A fused FFN: a stock FFN module with fewer hidden units and P behind its activation.
+
+    It is never built by itself: each stock FFN class has a subclass of itself and of `FusedMLP` (`fused_mlp_class`),
+    so the stock forward runs unchanged and `isinstance` finds both. Where the stock FFN is spread over several modules
+    (BERT), `FusedMLP` is the one that holds the activation.
+
+    Example:
+        >>> [ffn.width for ffn in fused.modules() if isinstance(ffn, FusedMLP)]  # doctest: +SKIP
+        [384, 384, 384, 384, 384, 384, 384, 384]
+    """
+
+    @property
+    def scaling(self) -> ClusterScaling:
+        """The module that holds P."""
+        return next(child for child in self.children() if isinstance(child, ClusterScaling))
+
+    @property
+    def cluster_sizes(self) -> Tensor:
+        """The diagonal of P: how many original units each unit stands for, `[k]`, int32."""
+        return self.scaling.cluster_sizes
+
+    @property
+    def width(self) -> int:
+        """Hidden units, k."""
+        return self.cluster_sizes.numel()
+
+    @property
+    def original_width(self) -> int:
+        """Hidden units before fusion, I."""
+        return self.scaling.original_width
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made at run time; pickle and deepcopy find it again by its stock class.
+        return _empty_fused_mlp, (stock_mlp_class(type(self)),), self.__dict__
+
+
+_FUSED_MLPS: dict[type[nn.Module], type[FusedMLP]] = {}
+
+
+def fused_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:
+    """Returns the subclass of `FusedMLP` and a stock FFN class, always the same one.
+
+    Args:
+        stock: Class of the module that holds the FFN's activation, such as `GPT2MLP`.
+    """
+    if stock not in _FUSED_MLPS:
+        members = {"__doc__": f"`{stock.__name__}`, fused.", "__module__": __name__}
+        _FUSED_MLPS[stock] = type(f"Fused{stock.__name__}", (FusedMLP, stock), members)
+    return _FUSED_MLPS[stock]
+
+
+def stock_mlp_class(fused: type[FusedMLP]) -> type[nn.Module]:
+    """Returns the stock FFN class that `fused_mlp_class` made a class from.
+
+    Args:
+        fused: What `fused_mlp_class` returned.
+    """
+    return fused.__bases__[1]
+
+
+def _empty_fused_mlp(stock: type[nn.Module]) -> FusedMLP:
+    fused = fused_mlp_class(stock)
+    return fused.__new__(fused)
+
+
+def narrow_projection(projection: nn.Module, *, inputs: int | None = None, outputs: int | None = None) -> nn.Module:
+    """Builds a projection with another number of inputs or outputs, with new weights of the same dtype and device.
+
+    Args:
+        projection: An `nn.Linear` or GPT-2's `Conv1D`.
+        inputs: Number of inputs, as before if not given.
+        outputs: Number of outputs, as before if not given.
+    """
+    weight = projection.weight
+    assert isinstance(weight, Tensor)
+    has_bias = projection.bias is not None
+    if isinstance(projection, Conv1D):
+        with torch.device(weight.device):
+            return Conv1D(outputs or projection.nf, inputs or projection.nx).to(weight.dtype)
+    assert isinstance(projection, nn.Linear)
+    return nn.Linear(
+        inputs or projection.in_features,
+        outputs or projection.out_features,
+        bias=has_bias,
+        device=weight.device,
+        dtype=weight.dtype,
+    )

@@ -1,0 +1,25 @@
+"""What to fuse (`FusionConfig`), and what was fused (the config section and the receipt).
+
+May import `files` and `tensors`. It is read by `import hf_mlp_fusion`, so it stays light.
+"""
+
+from .config import NTKS, REFITS, SELECTIONS, TARGETS, FusionConfig
+from .layers import select_layers
+from .report import REPORT_NAME, FFNReport, FusionReport, SkippedFFN, TuningReport
+from .section import FFNWidth, FusionSection
+
+__all__ = [
+    "NTKS",
+    "REFITS",
+    "REPORT_NAME",
+    "SELECTIONS",
+    "TARGETS",
+    "FFNReport",
+    "FFNWidth",
+    "FusionConfig",
+    "FusionReport",
+    "FusionSection",
+    "SkippedFFN",
+    "TuningReport",
+    "select_layers",
+]

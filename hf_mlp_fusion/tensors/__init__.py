@@ -1,0 +1,32 @@
+"""The mathematics, on bare tensors: clusterings, selections, refits, and what an FFN's weights are.
+
+May import `errors`. Nothing here knows of models or files.
+"""
+
+from .allocation import allocate_widths
+from .cluster_sizes import check_cluster_sizes, even_cluster_sizes
+from .clustering import CLUSTERINGS, inertia
+from .low_rank import LowRankLinear
+from .moments import Moments, MomentSums
+from .reduction import FFNWeights, Fusion, fuse_weights, select_units
+from .refit import RIDGE, ridge_refit
+from .selection import assign_units, obs_select
+
+__all__ = [
+    "CLUSTERINGS",
+    "RIDGE",
+    "FFNWeights",
+    "Fusion",
+    "LowRankLinear",
+    "MomentSums",
+    "Moments",
+    "allocate_widths",
+    "assign_units",
+    "check_cluster_sizes",
+    "even_cluster_sizes",
+    "fuse_weights",
+    "inertia",
+    "obs_select",
+    "ridge_refit",
+    "select_units",
+]

@@ -1,0 +1,52 @@
+"""The diagonal of P: what it may be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import BrokenCheckpointError
+
+__all__ = ["check_cluster_sizes", "even_cluster_sizes"]
+
+
+def even_cluster_sizes(width: int, original_width: int) -> Tensor:
+    """The P of a fused FFN with random weights: sizes as equal as integers allow.
+
+    Args:
+        width: k, 1 to `original_width`.
+        original_width: I.
+
+    Returns:
+        `[k]`, int32, positive, summing to I.
+    """
+    sizes = torch.full((width,), original_width // width, dtype=torch.int32)
+    sizes[: original_width % width] += 1
+    return sizes
+
+
+def check_cluster_sizes(sizes: Tensor, original_width: int, name: str) -> None:
+    """Checks that a tensor can be the diagonal of P.
+
+    Args:
+        sizes: The tensor, shape `[k]`.
+        original_width: I, which the sizes must sum to.
+        name: Its name in the checkpoint, for the message.
+
+    Raises:
+        BrokenCheckpointError: Not integers, not positive, or a wrong sum.
+    """
+    fault = None
+    if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
+        fault = f"it has dtype {sizes.dtype}, cluster sizes are integers"
+    elif int(sizes.min()) < 1:
+        fault = f"it holds {int(sizes.min())}, cluster sizes are positive"
+    elif int(sizes.max()) > original_width:  # such a sum might overflow
+        fault = f"it holds {int(sizes.max())}, the layer had {original_width} units"
+    elif int(sizes.sum()) != original_width:
+        fault = f"it sums to {int(sizes.sum())}, the layer had {original_width} units"
+    if fault:
+        raise BrokenCheckpointError(
+            f"the checkpoint's scaling matrix {name!r} is broken: {fault}. Fuse the original model again, "
+            "or fetch the files anew"
+        )

@@ -1,0 +1,100 @@
+"""Fails first, and says where, when a semi-private name of transformers or torch that we rely on moves."""
+
+import inspect
+
+import accelerate
+import torch
+import transformers
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from hf_mlp_fusion.families.compat import auto_model_classes
+
+
+def test_auto_mappings():
+    found = {auto.__name__: mapping for auto, mapping in auto_model_classes()}
+    assert {"AutoModel", "AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"} <= set(found)
+    assert found["AutoModelForMaskedLM"][transformers.BertConfig] is transformers.BertForMaskedLM
+
+
+def test_models_call_post_init_when_their_modules_exist(monkeypatch):
+    seen = []
+    monkeypatch.setattr(PreTrainedModel, "post_init", lambda self: seen.append([n for n, _ in self.named_children()]))
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=5))
+    assert seen[-1] == ["transformer", "lm_head"]
+
+
+def test_initialize_weights_is_called_and_init_skips_loaded_tensors(monkeypatch):
+    called = []
+    monkeypatch.setattr(PreTrainedModel, "initialize_weights", lambda self: called.append(self))
+    transformers.GPT2Model(transformers.GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=5))
+    assert called
+    loaded = torch.zeros(2)
+    loaded._is_hf_initialized = True
+    assert init.copy_(loaded, torch.ones(2)).tolist() == [0.0, 0.0]
+    assert init.copy_(torch.zeros(2), torch.ones(2)).tolist() == [1.0, 1.0]
+
+
+def test_tokenizer_mapping():
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+    assert TOKENIZER_MAPPING.get(transformers.BertConfig, None) is transformers.BertTokenizer
+
+
+def test_model_class_names_by_task():
+    from transformers.models.auto import modeling_auto
+
+    assert "GPT2LMHeadModel" in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    assert "BertForMaskedLM" in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    names = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
+    assert "SwitchTransformersForConditionalGeneration" in names
+
+
+def test_cached_file_may_miss():
+    from transformers.utils.hub import cached_file
+
+    assert cached_file(".", "no such file", _raise_exceptions_for_missing_entries=False) is None
+
+
+def test_accelerate_marks_the_models_that_it_places():
+    model = torch.nn.Linear(1, 1)
+    assert not hasattr(model, "_hf_hook")
+    assert hasattr(accelerate.cpu_offload(model, torch.device("cpu")), "_hf_hook")
+
+
+def test_trainer_prepares_inputs():
+    assert list(inspect.signature(transformers.Trainer._prepare_inputs).parameters) == ["self", "inputs"]
+
+
+def test_cached_files(tmp_path):
+    from transformers.utils.hub import cached_files
+
+    (tmp_path / "a").write_text("")
+    assert cached_files(str(tmp_path), ["a"]) == [str(tmp_path / "a")]
+
+
+def test_pushing_ends_in_the_upload_of_changed_files():
+    """The receipt and the card are written just before; that they come along is tested in `hub/test_round_trip.py`."""
+    parameters = list(inspect.signature(PreTrainedModel._upload_modified_files).parameters)
+    assert parameters[:4] == ["self", "working_dir", "repo_id", "files_timestamps"]
+
+
+def test_load_state_dict_hook():
+    parameters = list(inspect.signature(torch.nn.Module._load_from_state_dict).parameters)
+    assert parameters[:3] == ["self", "state_dict", "prefix"]
+
+
+def test_tables_of_peft():
+    """Rows that are added to the tables are those that the methods look up, by `model_type`."""
+    from peft.tuners.ia3 import model as ia3
+    from peft.tuners.lora import LoraModel
+    from peft.utils import constants
+
+    assert LoraModel.target_module_mapping is constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    assert {"bert", "roberta", "gpt2", "t5"} <= set(LoraModel.target_module_mapping)
+    for name in ("IA3_TARGET_MODULES", "IA3_FEEDFORWARD_MODULES"):
+        table = f"TRANSFORMERS_MODELS_TO_{name}_MAPPING"
+        assert getattr(ia3, table) is getattr(constants, table)
+    tables = [table for name, table in vars(constants).items() if name.startswith("TRANSFORMERS_MODELS_TO_")]
+    assert len(tables) > 20
+    assert all(isinstance(table, dict) for table in tables)
