@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_mlp_fusion.tensors.clustering import ward
-from hf_mlp_fusion.tensors.reduction import FFNWeights, even_cluster_sizes, fuse_weights
+from hf_mlp_fusion.tensors.cluster_sizes import even_cluster_sizes
+from hf_mlp_fusion.tensors.reduction import FFNWeights, fuse_weights
 
 
 def random_ffn(width, d, *, bias, gated, seed=0, dtype=torch.float32):
