@@ -1,16 +1,29 @@
 """Texts and batches: read, cut into rows, written by a model itself, and run through one.
 
-May import `files` and `errors`.
+May import `modeling`, `files` and `errors`.
 """
 
 from .objectives import LANGUAGE_OBJECTIVES, longest_row, make_batches, objective_of
-from .running import evaluating, final_hidden_state, inputs_of, on_device, router_logits, token_mask, unpadded
+from .running import (
+    counted_tokens,
+    cut_padding,
+    evaluating,
+    final_hidden_state,
+    inputs_of,
+    on_device,
+    router_logits,
+    row_count,
+    token_mask,
+    unpadded,
+)
 from .sampling import sample_batches
 from .texts import Batch, load_tokenizer, pad_batch, read_texts, split_texts, text_column
 
 __all__ = [
     "LANGUAGE_OBJECTIVES",
     "Batch",
+    "counted_tokens",
+    "cut_padding",
     "evaluating",
     "final_hidden_state",
     "inputs_of",
@@ -22,6 +35,7 @@ __all__ = [
     "pad_batch",
     "read_texts",
     "router_logits",
+    "row_count",
     "sample_batches",
     "split_texts",
     "text_column",

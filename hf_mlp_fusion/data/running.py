@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import DataError
+from ..modeling.ffn import FFN
 from .texts import Batch
 
 __all__ = [
+    "counted_tokens",
+    "cut_padding",
     "evaluating",
     "final_hidden_state",
     "inputs_of",
     "on_device",
     "router_logits",
+    "row_count",
     "token_mask",
     "unpadded",
 ]
@@ -36,6 +40,11 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
+
+
+def row_count(batch: Batch) -> int:
+    """Rows of a batch, whatever its inputs are called."""
+    return len(next(iter(batch.values())))
 
 
 def inputs_of(batch: Batch) -> Batch:
@@ -64,6 +73,30 @@ def token_mask(batch: Batch, *, decoder: bool) -> Tensor | None:
     """
     mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
     return None if mask is None else mask.bool()
+
+
+def counted_tokens(ffn: FFN, batch: Batch, tensor: Tensor) -> Tensor | None:
+    """Which tokens of what passes through an FFN are no padding, `[batch, tokens]` bool; None where all are.
+
+    Args:
+        ffn: The FFN.
+        batch: The batch that is running.
+        tensor: What passes, `[batch, tokens, d]`, or `[tokens, d]` where padding was cut off before.
+    """
+    if ffn.spec.padding != "mask" or tensor.dim() != 3:
+        return None
+    return token_mask(batch, decoder=ffn.stack == "decoder")
+
+
+def cut_padding(ffns: Iterable[FFN], batches: Iterable[Batch]) -> Iterable[Batch]:
+    """Batches without padding, row by row, where FFNs cannot tell it: experts, and models of raw sound.
+
+    Args:
+        ffns: The FFNs that batches are run for.
+        batches: The batches.
+    """
+    alone = any(ffn.expert is not None or ffn.spec.padding == "cut" for ffn in ffns)
+    return unpadded(batches) if alone else batches
 
 
 def router_logits(outputs: Any) -> Iterator[tuple[bool, Tensor]]:
@@ -96,7 +129,7 @@ def unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
         if all((mask := token_mask(batch, decoder=decoder)) is None or mask.all() for decoder in (False, True)):
             yield batch
             continue
-        for index in range(len(batch["input_ids"])):
+        for index in range(row_count(batch)):
             row = {name: tensor[index : index + 1] for name, tensor in batch.items()}
             for decoder in (False, True):
                 mask = token_mask(row, decoder=decoder)

@@ -40,7 +40,9 @@ def auto_models_of(config_class: Any) -> Iterator[tuple[Any, Any]]:
         if config_class in mapping:
             found = mapping[config_class]
             # A family with several classes for one task (Funnel, say) lists its default first.
-            yield auto_class, found[0] if isinstance(found, tuple | list) else found
+            head = found[0] if isinstance(found, tuple | list) else found
+            if head.config_class is config_class:  # and not a head of another family that is listed here too
+                yield auto_class, head
 
 
 def pipeline_tag(architecture: str) -> str | None:

@@ -1,9 +1,11 @@
-"""What a family file says: where the FFNs of a model family are, in the terms of its stock modules."""
+"""What a family says: where the FFNs of its models are, in the terms of its stock modules."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["FFNSpec", "Family"]
 
@@ -15,21 +17,39 @@ class FFNSpec:
     Args:
         host: Class name of the stock module that the paths below start from.
         pattern: Regular expression for the host's name within the base model. Named groups: `layer` (number, needed),
-            `stack` (`encoder` or `decoder`), `expert` (number).
+            `stack` (`encoder`, `decoder`, or another name for one of several stacks), `expert` (number).
         up: Path of the up projection below the host.
         down: Path of the down projection.
-        activation: Path of the activation module.
-        gate: Path of the gate projection, in gated FFNs.
-        layout: How the weights are kept: `"split"`, each projection a module of its own.
+        activation: Path of the activation module; None where the stock forward calls a function.
+        gate: Path of the gate projection, in gated FFNs whose gate is a module of its own.
+        packed: How `up` holds both gate and up projection, where it does: `"halves"` (the gate first) or
+            `"interleaved"` (gate and up in turn, the gate first).
+        function: transformers' name (`ACT2FN`) of the activation, where it is no module.
+        width_field: Name of the config field that holds the width, dotted where it lies in a sub-config; where none is
+            given, the family's.
+        field_value: What that field is for a width, where it is another number; takes the config (or sub-config) and
+            the width.
+        padding: How tokens that are padding are told: `"mask"` (the attention mask has one number a token), `"cut"`
+            (it has one for each of the raw inputs, so rows are cut to what is no padding, and run one by one) or
+            `"none"` (there is no padding, as in images).
     """
 
     host: str
     pattern: str
     up: str
     down: str
-    activation: str
+    activation: str | None = None
     gate: str | None = None
-    layout: str = "split"
+    packed: str | None = None
+    function: str | None = None
+    width_field: str | None = None
+    field_value: Callable[[Any, int], Any] | None = None
+    padding: str = "mask"
+
+    @property
+    def layout(self) -> str:
+        """How the weights are kept: `"split"`, each projection a module of its own, or `"packed"`."""
+        return "split" if self.packed is None else "packed"
 
     @property
     def projections(self) -> dict[str, str]:
@@ -38,9 +58,19 @@ class FFNSpec:
         return {part: path for part, path in parts.items() if path is not None}
 
     @property
+    def owner(self) -> str:
+        """Path of the module that becomes a `FusedMLP`: that of the activation, or of the down projection."""
+        return (self.activation or self.down).rpartition(".")[0]
+
+    @property
+    def scaling(self) -> str:
+        """Path of the module that holds P in a fused FFN: at the activation's place, or beside the down projection."""
+        return self.activation or f"{self.owner}.cluster_scaling".lstrip(".")
+
+    @property
     def scaling_path(self) -> str:
         """Where a fused FFN keeps P, below the host."""
-        return f"{self.activation}.cluster_sizes"
+        return f"{self.scaling}.cluster_sizes"
 
     def rows_per_unit(self, part: str) -> int:
         """How many outputs of a projection one hidden unit has.
@@ -48,7 +78,7 @@ class FFNSpec:
         Args:
             part: `"up"` or `"gate"`.
         """
-        return 1
+        return 2 if self.packed is not None and part == "up" else 1
 
     def stored_weights(self, form: str, width: int) -> dict[str, int]:
         """The weights of a reduced FFN as a checkpoint holds them.
@@ -61,9 +91,8 @@ class FFNSpec:
             The size that one of its axes has, by its path below the host.
         """
         if form == "low_rank":
-            return {
-                f"{path}.{half}.weight": width for path in self.projections.values() for half in ("first", "second")
-            }
+            halves = ("first.weight", "second.weight")
+            return {f"{path}.{half}": width for path in self.projections.values() for half in halves}
         return {
             f"{path}.weight": width if part == "down" else width * self.rows_per_unit(part)
             for part, path in self.projections.items()
@@ -91,7 +120,9 @@ class Family:
         router: Regular expression for the parameter names of MoE routers, where the family has any.
         peft_like: A `model_type` whose modules have the same names, and whose default adapter targets the family gets
             where PEFT has none for its own.
+        lora_targets: The modules that LoRA adapts by default, where PEFT has no row for it or its like.
         width_field: Name of the config field that holds the width of all FFNs; `export_plain` needs it.
+        note: What users should know, in a sentence.
     """
 
     model_type: str
@@ -99,8 +130,18 @@ class Family:
     ffns: tuple[FFNSpec, ...]
     router: str | None = None
     peft_like: str | None = None
+    lora_targets: tuple[str, ...] | None = None
     width_field: str | None = None
+    note: str = ""
 
-    def spec_of(self, name: str) -> FFNSpec | None:
-        """The kind of FFN that has this name within the base model; None where it is no FFN's name."""
-        return next((spec for spec in self.ffns if re.fullmatch(spec.pattern, name)), None)
+    def specs_of(self, name: str) -> list[FFNSpec]:
+        """The kinds of FFN that may have a name within the base model; none where it is no FFN's name.
+
+        Args:
+            name: The name. Where there are several kinds, the class of the module of that name tells which it is.
+        """
+        return [spec for spec in self.ffns if re.fullmatch(spec.pattern, name)]
+
+    def width_field_of(self, spec: FFNSpec) -> str | None:
+        """Name of the config field that holds the width of one kind of FFN, dotted; None where none does."""
+        return spec.width_field or self.width_field

@@ -15,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 from ..data import (
     LANGUAGE_OBJECTIVES,
     Batch,
+    counted_tokens,
+    cut_padding,
     evaluating,
     inputs_of,
     load_tokenizer,
@@ -24,8 +26,6 @@ from ..data import (
     read_texts,
     sample_batches,
     text_column,
-    token_mask,
-    unpadded,
 )
 from ..errors import DataError
 from ..modeling.ffn import FFN
@@ -159,7 +159,7 @@ def collect_moments(
         for hook in _watch(ffn, sums[ffn.name], running, None if units is None else units[ffn.name])
     ]
     hooks.append(_holder(model, ffns).register_forward_hook(_stop))
-    rows = list(unpadded(batches)) if any(ffn.expert is not None for ffn in ffns) else batches
+    rows = cut_padding(ffns, batches)
     try:
         with evaluating(model):
             for batch in transformers_logging.tqdm(rows, desc="Calibrating", unit="batch", leave=False):
@@ -195,7 +195,7 @@ def _watch(
     def add(hidden: Tensor, output: Tensor) -> None:
         if units is not None:
             hidden = ffn.hidden(inputs.pop(), units)
-        mask = token_mask(running["batch"], decoder=ffn.stack == "decoder") if output.dim() == 3 else None
+        mask = counted_tokens(ffn, running["batch"], output)
         if mask is None:
             sums.add(hidden.flatten(0, -2), output.flatten(0, -2))
         else:

@@ -97,7 +97,13 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
     plan = plan_fusion(model, config)
     for message in plan.warnings:
         warnings.warn(message, FusionWarning, stacklevel=3)
+    family = family_of(model.config)
     for ffn, _ in plan.widths:
+        if method.form not in ffn.forms:
+            raise UnsupportedModelError(
+                f"{method.name} makes FFNs of the form {method.form!r}, which {ffn.name} cannot have: its gate and up "
+                "projections are one matrix"
+            )
         if not torch.isfinite(ffn.read().features()).all():
             raise FusionConfigError(f"the weights of {ffn.name} hold NaN or infinity: the checkpoint is broken")
     parameters, size = model.num_parameters(), model.get_memory_footprint()
@@ -118,7 +124,8 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
         seconds = (time.perf_counter() - layer_started) / len(group)
         for ffn, _ in group:
             reports.append(_ffn_report(ffn, reduced[ffn.name], method, seconds))
-            widths[ffn.name] = FFNWidth(reports[-1].width, ffn.width, method.form)
+            host = ffn.spec.host if len(family.specs_of(ffn.name)) > 1 else None
+            widths[ffn.name] = FFNWidth(reports[-1].width, ffn.width, method.form, host=host)
             _replace(ffn, reduced[ffn.name].weights, method)
         progress.update(len(group))
     progress.close()

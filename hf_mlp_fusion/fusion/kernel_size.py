@@ -15,6 +15,7 @@ from ..errors import UnsupportedModelError
 from ..measure import ntk
 from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
+from ..modeling.parts import Rows
 from ..recipe import FusionSection
 
 __all__ = ["calibrate_ntk", "kernel_sizes", "match_kernel_sizes"]
@@ -29,7 +30,9 @@ def calibrate_ntk(
 
     An Adam step moves a stored weight by the learning rate whatever its gradient's size. Storing W1 / s1 and W2 / s2,
     and computing with s1 and s2 times them, leaves the output as it is and multiplies the Adam kernel of W1 by s1 and
-    that of W2 by s2. s1 and s2 are chosen so that both have the Frobenius norm that they have in the original.
+    that of W2 by s2. s1 and s2 are chosen so that both have the Frobenius norm that they have in the original. In a
+    gated FFN, W1 is the gate, and the up projection V beside it has a number of its own: V / s3 is stored, and s3 s2
+    stands where s2 does.
 
     Args:
         fused: A fused model; its weights, modules and config section are changed in place. It may have been
@@ -38,7 +41,7 @@ def calibrate_ntk(
         batches: Batches of tokens; some 32 rows do. Language models need `labels`.
 
     Returns:
-        (s1, s2) of each fused FFN, by name.
+        (s1, s2) of each fused FFN by name; (s1, s2 s3) of a gated one.
 
     Raises:
         UnsupportedModelError: `fused` is not a fused model, or `original` is another model.
@@ -54,7 +57,7 @@ def calibrate_ntk(
 
 
 def kernel_sizes(model: PreTrainedModel, names: Iterable[str], batches: Iterable[Batch]) -> dict[str, float]:
-    """The sizes ‖G sign(G)ᵀ‖_F of the Adam kernels that s1 and s2 scale, two an FFN.
+    """The sizes ‖G sign(G)ᵀ‖_F of the Adam kernels that s1, s2 and s3 scale, two an FFN, or three with a gate.
 
     Args:
         model: A stock or fused model.
@@ -62,14 +65,14 @@ def kernel_sizes(model: PreTrainedModel, names: Iterable[str], batches: Iterable
         batches: Batches of tokens.
 
     Returns:
-        By FFN name followed by `":inner"` (the projection whose output the activation sees) or `":outer"` (the down
-        projection without its bias).
+        By FFN name followed by `":inner"` (the projection whose output the activation sees), `":value"` (the up
+        projection beside a gate) or `":outer"` (the down projection without its bias).
 
     Raises:
         UnsupportedModelError: The model lacks one of the FFNs.
     """
     found = {ffn.name: ffn for ffn in find_ffns(model)}
-    blocks: dict[str, list[str]] = {}
+    blocks: dict[str, list[str | Rows]] = {}
     for name in names:
         if name not in found:
             raise UnsupportedModelError(f"the original has no FFN {name!r}: it is another model")
@@ -89,16 +92,17 @@ def match_kernel_sizes(
         batches: Batches of tokens.
 
     Returns:
-        (s1, s2) of each fused FFN, by name.
+        (s1, s2) of each fused FFN by name; (s1, s2 s3) of a gated one.
     """
     ffns = _fused_ffns(fused)
     found = kernel_sizes(fused, [ffn.name for ffn in ffns], batches)
     scales = {}
     for ffn in ffns:
-        ratios = [_ratio(wanted[name], found[name]) for name in (f"{ffn.name}:inner", f"{ffn.name}:outer")]
-        if None in ratios:
+        names = {part: f"{ffn.name}:{part}" for part in ffn.kernel_parts()}
+        ratios = {part: _ratio(wanted[name], found[name]) for part, name in names.items()}
+        if None in ratios.values():
             logger.warning("no gradient reached %s: the size of its kernels is not matched", ffn.name)
-        scales[ffn.name] = _rescale(ffn, *(ratio or 1.0 for ratio in ratios))
+        scales[ffn.name] = _rescale(ffn, {part: ratio or 1.0 for part, ratio in ratios.items()})
     fused.config.mlp_fusion = FusionSection.from_dict(fused.config.mlp_fusion).with_scales(scales).to_dict()
     return scales
 
@@ -117,12 +121,13 @@ def _ratio(wanted: float, found: float) -> float | None:
 
 
 @torch.no_grad()
-def _rescale(ffn: FFN, first: float, second: float) -> tuple[float, float]:
+def _rescale(ffn: FFN, ratios: Mapping[str, float]) -> tuple[float, float]:
     scaling, weights = ffn.scaling, ffn.read()
     assert scaling is not None
-    changed = {"down": second} | dict.fromkeys(weights.seen, first)
+    inner, value, outer = (ratios.get(part, 1.0) for part in ("inner", "value", "outer"))
+    changed = dict.fromkeys(weights.seen, inner) | dict.fromkeys(weights.values, value) | {"down": outer}
     parts = {name: getattr(weights, name) / by for name, by in changed.items()}
     ffn.write(ffn.tensors(replace(weights, **parts)))
-    scaling.inner_scale *= first
-    scaling.outer_scale *= second
+    scaling.inner_scale *= inner
+    scaling.outer_scale *= outer * value  # the output is linear in the value too
     return scaling.inner_scale, scaling.outer_scale

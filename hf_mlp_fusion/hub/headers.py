@@ -110,8 +110,9 @@ def check_stored_ffns(
         BrokenCheckpointError: Something is missing, has another shape, or is too much.
     """
     specs: dict[str, FFNSpec] = {}
-    for name in section.ffns:
-        if (spec := family.spec_of(name)) is None:
+    for name, widths in section.ffns.items():
+        spec = next((spec for spec in family.specs_of(name) if widths.host in (None, spec.host)), None)
+        if spec is None:
             raise BrokenCheckpointError(f"the mlp_fusion section names {name!r:.80}, which is no FFN of such a model")
         specs[name] = spec
     first = {f"{name}.{next(iter(_weights(spec, section.ffns[name])))}" for name, spec in specs.items()}

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from ..data import Batch, evaluating, on_device
 from ..errors import FusionConfigError, UnsupportedModelError
 from ..modeling.find import find_ffns
+from ..modeling.parts import Rows
 from .gradients import Slice, sample_gradients
 from .pairs import parameter_blocks, reduced_ffns
 
@@ -46,7 +47,7 @@ def ntk(
     model: PreTrainedModel,
     batches: Iterable[Batch],
     kernel: str = "adam",
-    parameters: Mapping[str, list[str]] | list[str] | None = None,
+    parameters: Mapping[str, Sequence[str | Rows]] | Sequence[str] | None = None,
     *,
     gradient_bytes: int = 2**31,
 ) -> NTK:
@@ -60,8 +61,8 @@ def ntk(
         model: A stock or fused model.
         batches: Batches of tokens; their rows are the samples.
         kernel: `"adam"` or `"sgd"`.
-        parameters: Parameter names, in blocks or each a block of its own; if not given, the weights of the fused FFNs,
-            or in a stock model of all FFNs.
+        parameters: Parameter names, in blocks (of names, or of rows of parameters) or each a block of its own; if not
+            given, the weights of the fused FFNs, or in a stock model of all FFNs.
         gradient_bytes: Bytes of gradients held at once. What does not fit is computed in several passes, down to
             ranges of a single matrix, so memory is bounded whatever the number of samples.
 
@@ -97,36 +98,45 @@ def _add(parts: dict[str, Tensor], rows: Tensor, slices: Sequence[Slice], update
         column += item.stop - item.start
 
 
-def _blocks(model: PreTrainedModel, parameters: Mapping[str, list[str]] | list[str] | None) -> dict[str, list[str]]:
+def _blocks(
+    model: PreTrainedModel, parameters: Mapping[str, Sequence[str | Rows]] | Sequence[str] | None
+) -> dict[str, list[Slice]]:
+    """What each block holds, as ranges of flattened parameters."""
     if parameters is None:
         names = reduced_ffns(model) or [ffn.name for ffn in find_ffns(model)]
         if not names:
             raise UnsupportedModelError(f"{type(model).__name__} has no FFN that its family's specs describe")
-        return parameter_blocks(model, names)
-    blocks = dict(parameters) if isinstance(parameters, Mapping) else {name: [name] for name in parameters}
-    known = {name for name, _ in model.named_parameters()}
-    for name in (name for names in blocks.values() for name in names):
-        if name not in known:
-            raise FusionConfigError(f"parameters: the model has no parameter {name!r}")
+        parameters = parameter_blocks(model, names)
+    elif not isinstance(parameters, Mapping):
+        parameters = {name: [name] for name in parameters}
+    known = dict(model.named_parameters())
+    blocks: dict[str, list[Slice]] = {}
+    for block, items in parameters.items():
+        blocks[block] = []
+        for item in items:
+            name = item if isinstance(item, str) else item.parameter
+            if name not in known:
+                raise FusionConfigError(f"parameters: the model has no parameter {name!r}")
+            size, rows = known[name].numel(), len(known[name])
+            start, stop = (0, rows) if isinstance(item, str) else (item.start, item.stop)
+            blocks[block].append(Slice(block, name, start * size // rows, stop * size // rows))
     return blocks
 
 
 def _passes(
-    model: PreTrainedModel, blocks: dict[str, list[str]], gradient_bytes: int, samples: int
+    model: PreTrainedModel, blocks: dict[str, list[Slice]], gradient_bytes: int, samples: int
 ) -> Iterator[list[Slice]]:
     """Packs the parameters, cut where needed, into passes whose gradients fit."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     room = max(1, gradient_bytes // (samples * torch.finfo(model.dtype).bits // 8))
     taken: list[Slice] = []
     left = room
-    for block, names in blocks.items():
-        for name in names:
-            start = 0
-            while start < sizes[name]:
-                if not left:
-                    yield taken
-                    taken, left = [], room
-                stop = min(sizes[name], start + left)
-                taken.append(Slice(block, name, start, stop))
-                start, left = stop, left - (stop - start)
+    for item in (item for items in blocks.values() for item in items):
+        start = item.start
+        while start < item.stop:
+            if not left:
+                yield taken
+                taken, left = [], room
+            stop = min(item.stop, start + left)
+            taken.append(Slice(item.block, item.parameter, start, stop))
+            start, left = stop, left - (stop - start)
     yield taken

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import Batch, evaluating, final_hidden_state, on_device, token_mask, unpadded
+from ..data import Batch, counted_tokens, cut_padding, evaluating, final_hidden_state, on_device, token_mask
 from ..modeling.ffn import FFN
 from .pairs import reduced_pairs
 
@@ -52,8 +52,7 @@ def output_error(original: PreTrainedModel, fused: PreTrainedModel, batches: Ite
     final = _Sums()
     watch = _Watch()
     hooks = [hook for before, after in pairs for hook in watch.hooks(before, after, sums[before.name])]
-    if any(before.expert is not None for before, _ in pairs):
-        batches = unpadded(batches)
+    batches = cut_padding([before for before, _ in pairs], batches)
     try:
         with evaluating(original, fused):
             for batch in batches:
@@ -100,7 +99,7 @@ class _Watch:
 
         def compare(_: Tensor, output: Tensor) -> None:
             device = next(after.host.parameters()).device
-            mask = token_mask(self.batch, decoder=before.stack == "decoder")
+            mask = counted_tokens(before, self.batch, output)
             sums.add(output, after.outputs(inputs.pop().to(device)), mask)
 
         yield from before.watch(inputs.append, compare)

@@ -18,12 +18,15 @@ from .modules import FusedMLP
 
 __all__ = ["add_default_targets", "refuse_other_widths"]
 
+_LORA = "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"
+
 
 def add_default_targets(family: Family, fused_type: str) -> None:
     """Gives a family's fused type the stock type's row in each of PEFT's tables by `model_type`.
 
     Args:
-        family: The family. Where PEFT has no row for it, the row of its `peft_like` is taken.
+        family: The family. Where PEFT has no row for it, the row of its `peft_like` is taken, and for LoRA its
+            `lora_targets` where there is none either.
         fused_type: The `model_type` of its fused configs.
     """
     # A tenth of a second after the model code, which has taken two: no reason to wait until PEFT is used.
@@ -32,6 +35,8 @@ def add_default_targets(family: Family, fused_type: str) -> None:
     for name, table in vars(constants).items():
         if name.startswith("TRANSFORMERS_MODELS_TO_"):
             row = table.get(family.model_type, table.get(family.peft_like))
+            if row is None and family.lora_targets is not None and name == _LORA:
+                row = list(family.lora_targets)
             if row is not None:
                 table.setdefault(fused_type, row)
 
@@ -53,12 +58,13 @@ def refuse_other_widths(model: PreTrainedModel, state_dict: Mapping[str, Tensor]
     for ffn in find_ffns(model):
         if not isinstance(owner := ffn.owner, FusedMLP):
             continue
+        rows = ffn.spec.rows_per_unit("up")  # of a packed projection
         for name in ffn.parameter_names():
             if (tensor := state_dict.get(prefix + name)) is None:
                 continue
             for size, needed in zip(tensor.shape, model.get_parameter(name).shape, strict=False):
-                if needed == owner.width != size:
-                    raise _other_width(name, size, owner)
+                if needed != size and needed in (owner.width, rows * owner.width):
+                    raise _other_width(name, size * owner.width // needed, owner)
 
 
 def _other_width(name: str, size: int, here: FusedMLP) -> BrokenCheckpointError:

@@ -25,7 +25,7 @@ from .adapters import refuse_other_widths
 from .configs import config_class
 from .find import find_ffns
 from .forms import FORMS
-from .modules import ClusterScaling
+from .modules import ClusterScaling, FusedMLP
 
 __all__ = ["FusedModelMixin", "find_class", "fused_class", "stock_class"]
 
@@ -50,6 +50,7 @@ class FusedModelMixin:
     def post_init(self) -> None:
         """Narrows the stock FFNs. All modules exist by now; weights, ties and parallel plans do not yet."""
         narrow_ffns(self)  # type: ignore[arg-type]
+        self._no_split_modules = _with_fused_names(self)  # type: ignore[arg-type]
         self.register_load_state_dict_pre_hook(refuse_other_widths)  # type: ignore[attr-defined]
         super().post_init()  # type: ignore[misc]
         self.add_model_tags(MODEL_TAG)  # type: ignore[attr-defined]
@@ -138,7 +139,7 @@ def narrow_ffns(model: PreTrainedModel) -> None:
         ffn = found.get(name)
         if ffn is None:
             # An encoder loaded alone from an encoder-decoder: the other stack's FFNs are not there to be narrowed.
-            if family.spec_of(name) and not hasattr(model.base_model, name.split(".")[0]):
+            if family.specs_of(name) and not hasattr(model.base_model, name.split(".")[0]):
                 continue
             raise BrokenCheckpointError(f"the mlp_fusion section names {name!r:.80}, which the model does not have")
         form = FORMS[widths.form]
@@ -152,6 +153,15 @@ def narrow_ffns(model: PreTrainedModel) -> None:
         form.install(ffn, widths.width, widths.original_width)
         if widths.scales is not None and (scaling := ffn.scaling) is not None:
             scaling.inner_scale, scaling.outer_scale = widths.scales
+
+
+def _with_fused_names(model: PreTrainedModel) -> list[str] | None:
+    """The classes that a device map must not split: those of the stock model, and what fusion made of them."""
+    names = model._no_split_modules
+    if not names:
+        return None
+    fused = {type(module).__name__ for module in model.modules() if isinstance(module, FusedMLP)}
+    return [*names, *sorted(f"Fused{name}" for name in names if f"Fused{name}" in fused)]
 
 
 def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> None:
@@ -252,6 +262,9 @@ def fused_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
             "__module__": __package__,  # promised: adapters and pickles name it
             "__doc__": f"`{stock.__name__}` with fused FFNs. Made by `fuse_model` or `from_pretrained`.",
             "config_class": fused_config,
+            # transformers reads them off the source of the class's module; that of the stock class is meant.
+            "_can_set_attn_implementation": classmethod(lambda cls: stock._can_set_attn_implementation()),
+            "_can_set_experts_implementation": classmethod(lambda cls: stock._can_set_experts_implementation()),
         },
     )
     return _FUSED_CLASSES[stock]

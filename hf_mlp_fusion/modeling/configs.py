@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from ..families import Family
 from ..recipe import FusionSection
 
-__all__ = ["FusedConfigMixin", "config_class", "on_first_config"]
+__all__ = ["FusedConfigMixin", "config_class", "deferred_config", "fused_type", "on_first_config"]
 
 _LISTENERS: list[Callable[[str], None]] = []
 
@@ -60,6 +60,41 @@ class FusedConfigMixin:
             super().register_for_auto_class(auto_class)  # type: ignore[misc]
 
 
+class DeferredConfig(type):
+    """A stand-in for a fused config class: whoever uses it gets the class itself, made only then.
+
+    transformers wants a class for each `model_type` at registration, and each stock config class that must be imported
+    to make one costs some hundredths of a second.
+    """
+
+    family: Family
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return config_class(cls.family)(*args, **kwargs)
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(config_class(cls.family), name)
+
+
+def deferred_config(family: Family) -> DeferredConfig:
+    """A stand-in for the fused config class of a family.
+
+    Args:
+        family: The family.
+    """
+    members = {"__module__": __package__, "family": family, "model_type": fused_type(family)}
+    return DeferredConfig(f"Fused{family.config_class}", (), members)
+
+
+def fused_type(family: Family) -> str:
+    """The `model_type` of a family's fused configs.
+
+    Args:
+        family: The family.
+    """
+    return f"fused_{family.model_type}"
+
+
 @functools.cache
 def config_class(family: Family) -> type[PreTrainedConfig]:
     """Returns the fused config class of a family, always the same one.
@@ -75,7 +110,7 @@ def config_class(family: Family) -> type[PreTrainedConfig]:
             "__module__": __package__,  # promised: pickles name it
             "__doc__": f"`{stock.__name__}` with the section `mlp_fusion`: the recipe, the source, and each fused "
             "FFN's width. `intermediate_size` and its kin keep the original width.",
-            "model_type": f"fused_{family.model_type}",
+            "model_type": fused_type(family),
             "stock_model_type": family.model_type,
             "mlp_fusion": None,
             "__annotations__": {"mlp_fusion": dict[str, Any] | None},

@@ -1,154 +1,42 @@
-"""`FFN`: a handle on one FFN of a model, through which it is read, written, narrowed and watched.
+"""`FFN`: a handle on one FFN of a model, through which it is read, written, run, watched and changed.
 
-This file alone knows where a spec's projections and activation are in the modules; all else asks the handle. FFNs that
-keep their weights in another layout are subclasses, a file each, and lines in `hf_mlp_fusion.modeling.find.LAYOUTS`.
+FFNs that keep their weights in another layout are subclasses, a file each, and lines in
+`hf_mlp_fusion.modeling.find.LAYOUTS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.pytorch_utils import Conv1D
+from transformers.activations import ACT2FN
 
-from ..families import FFNSpec
 from ..tensors import FFNWeights, LowRankLinear
-from .modules import ClusterScaling, FusedMLP, fused_mlp_class, narrow_projection, stock_mlp_class
+from .modules import ClusterScaling, FusedMLP, fused_mlp_class, narrow_projection, stock_mlp_class, viewed_mlp_class
+from .parts import FFNParts, projection_sizes
 
 __all__ = ["FFN"]
 
 
-@dataclass(frozen=True)
-class FFN:
-    """One FFN (or expert) of a model, stock or fused, whose projections are modules of their own.
+class FFN(FFNParts):
+    """One FFN (or expert) of a model, stock or fused, whose projections are modules of their own."""
 
-    Args:
-        name: Name of its host module within the base model, the same whatever head the model has.
-        prefix: What the full model puts before that name (`"roberta."` or nothing).
-        host: The host module.
-        spec: Where the parts are.
-        stack: `"encoder"`, `"decoder"`, or `""` where a model has one stack.
-        layer: Number of its layer in the stack, from 0.
-        expert: Number of the expert, from 0, or None in a dense FFN.
-    """
+    forms: ClassVar[tuple[str, ...]] = ("fused", "narrow", "low_rank")
+    """The forms that it can have (`hf_mlp_fusion.modeling.forms.FORMS`)."""
 
-    name: str
-    prefix: str
-    host: nn.Module
-    spec: FFNSpec
-    stack: str
-    layer: int
-    expert: int | None
-
-    @property
-    def full_name(self) -> str:
-        """Name of its host module within the full model."""
-        return f"{self.prefix}{self.name}"
-
-    # Modules
-
-    @property
-    def projections(self) -> dict[str, nn.Module]:
-        """Its projections by the part that they hold: `"up"`, `"gate"` in gated FFNs, and `"down"`."""
-        return {part: self.host.get_submodule(path) for part, path in self.spec.projections.items()}
-
-    @property
-    def activation(self) -> nn.Module:
-        """The activation: a stock module, or the `ClusterScaling` around it."""
-        return self.host.get_submodule(self.spec.activation)
-
-    @property
-    def owner(self) -> nn.Module:
-        """The module that holds the activation: a `FusedMLP` once fused."""
-        return self.host.get_submodule(self.spec.activation.rpartition(".")[0])
-
-    @property
-    def exit(self) -> nn.Module:
-        """The module whose output is the FFN's: the down projection."""
-        return self.projections["down"]
-
-    # Sizes
-
-    @property
-    def width(self) -> int:
-        """Hidden units it has now."""
-        return _sizes(self.projections["up"])[1]
-
-    @property
-    def hidden_size(self) -> int:
-        """Size of its input, d."""
-        return _sizes(self.projections["up"])[0]
-
-    @property
-    def output_size(self) -> int:
-        """Size of its output."""
-        return _sizes(self.projections["down"])[1]
-
-    def parameter_count(self, width: int) -> int:
-        """Parameters that it has with `width` hidden units."""
-        weights = self.read()
-        return width * weights.unit_size + (0 if weights.down_bias is None else weights.down_bias.numel())
-
-    # Weights
-
-    def read(self) -> FFNWeights:
-        """The weights, in the layout of `nn.Linear`; views of the model's own tensors where possible."""
-        found: dict[str, Tensor | None] = {}
-        for part, module in self.projections.items():
-            weight, bias = module.weight, module.bias
-            assert isinstance(weight, Tensor)
-            found[part] = weight.detach().T if isinstance(module, Conv1D) else weight.detach()
-            found[f"{part}_bias"] = bias.detach() if isinstance(bias, Tensor) else None
-        return FFNWeights(**found)  # type: ignore[arg-type]
-
-    def tensors(self, weights: FFNWeights) -> dict[str, Tensor]:
-        """Weights as the parameters of its projections hold them, by their names below the host.
+    def activation(self, inputs: Tensor) -> Tensor:
+        """The activation, and P behind it in a fused FFN.
 
         Args:
-            weights: The weights; or numbers for them, shaped so that they broadcast (`up` `[k, 1]`, `down` `[1, k]`).
+            inputs: What the activation sees, `[..., k]`.
         """
-        tensors = {}
-        for part, path in self.spec.projections.items():
-            weight, bias = getattr(weights, part), getattr(weights, f"{part}_bias")
-            tensors[f"{path}.weight"] = weight.T if isinstance(self.projections[part], Conv1D) else weight
-            if bias is not None:
-                tensors[f"{path}.bias"] = bias
-        return tensors
-
-    def write(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copies values into its parameters and buffers.
-
-        Args:
-            tensors: The values, by their names below the host.
-        """
-        state = self.host.state_dict()
-        for name, tensor in tensors.items():
-            state[name].copy_(tensor)
-
-    def parameter_names(self) -> list[str]:
-        """Names of its parameters in the full model, whatever form it has."""
-        return [
-            f"{self.full_name}.{path}.{name}"
-            for path in self.spec.projections.values()
-            for name, _ in self.host.get_submodule(path).named_parameters()
-        ]
-
-    def kernel_parts(self) -> dict[str, list[str]]:
-        """The parameters whose Adam kernels s1 (`"inner"`) and s2 (`"outer"`) scale, by their names in the full model.
-
-        A bias of the down projection belongs to neither.
-        """
-        seen = "gate" if "gate" in self.projections else "up"
-        inner = f"{self.full_name}.{self.spec.projections[seen]}"
-        return {
-            "inner": [f"{inner}.{name}" for name, _ in self.projections[seen].named_parameters()],
-            "outer": [f"{self.full_name}.{self.spec.projections['down']}.weight"],
-        }
-
-    # What it computes
+        if self.spec.activation is not None:
+            return self.host.get_submodule(self.spec.activation)(inputs)
+        hidden = ACT2FN[self.spec.function](inputs)
+        return hidden if self.scaling is None else self.scaling(hidden)
 
     def outputs(self, hidden: Tensor) -> Tensor:
         """Runs it by itself: no dropout, no residual, no norm.
@@ -206,8 +94,6 @@ class FFN:
         """
         return self.exit.register_forward_pre_hook(lambda _, arguments: (arguments[0] * factor, *arguments[1:]))
 
-    # Forms
-
     @property
     def is_fused(self) -> bool:
         """Whether fusion has been here."""
@@ -246,7 +132,7 @@ class FFN:
             rank: Rank of the products.
         """
         for part, module in self.projections.items():
-            inputs, outputs = _sizes(module)
+            inputs, outputs = projection_sizes(module)
             weight = module.weight
             assert isinstance(weight, Tensor)
             bias = module.bias is not None
@@ -259,10 +145,12 @@ class FFN:
         Args:
             original_width: Units that it had before fusion, I.
         """
+        path = self.spec.activation
         weight = self.projections["up"].weight
         assert isinstance(weight, Tensor)
         with torch.device(weight.device):
-            return ClusterScaling(self.activation, self.width, original_width)
+            activation = nn.Identity() if path is None else self.host.get_submodule(path)
+            return ClusterScaling(activation, self.width, original_width)
 
     def put_scaling(self, scaling: ClusterScaling) -> None:
         """Puts P behind the activation of a narrow FFN, whose owner becomes a `FusedMLP`.
@@ -270,10 +158,14 @@ class FFN:
         Args:
             scaling: P, around the FFN's activation.
         """
-        self._swap(self.spec.activation, scaling)
+        self._swap(self.spec.scaling, scaling)
         # As torch's parametrizations and FSDP2 do: same module, same children and hooks, a subclass of its own class.
         owner = self.owner
-        owner.__class__ = fused_mlp_class(type(owner))
+        if self.spec.activation is None:
+            owner.__class__ = viewed_mlp_class(type(owner))
+            owner.scaled_child = self.spec.down.rpartition(".")[2]  # type: ignore[assignment]
+        else:
+            owner.__class__ = fused_mlp_class(type(owner))
 
     def take_scaling(self) -> ClusterScaling:
         """Takes P out again and leaves a narrow FFN of the stock class.
@@ -284,7 +176,11 @@ class FFN:
         owner = self.owner
         assert isinstance(owner, FusedMLP)
         scaling = owner.scaling
-        self._swap(self.spec.activation, scaling.activation)
+        if self.spec.activation is None:
+            del owner.scaled_child
+            delattr(owner, self.spec.scaling.rpartition(".")[2])
+        else:
+            self._swap(self.spec.activation, scaling.activation)
         owner.__class__ = stock_mlp_class(type(owner))  # type: ignore[assignment]
         return scaling
 
@@ -292,10 +188,3 @@ class FFN:
         """Puts another module in the place of one of its parts, by the part's path below the host."""
         parent, _, child = path.rpartition(".")
         setattr(self.host.get_submodule(parent), child, module)
-
-
-def _sizes(projection: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a projection."""
-    if isinstance(projection, Conv1D):
-        return projection.nx, projection.nf
-    return int(projection.in_features), int(projection.out_features)  # type: ignore[arg-type]

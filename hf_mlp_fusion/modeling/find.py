@@ -9,10 +9,11 @@ from transformers import PreTrainedModel
 
 from ..families import family_of
 from .ffn import FFN
+from .packed import PackedFFN
 
 __all__ = ["LAYOUTS", "find_ffns"]
 
-LAYOUTS: dict[str, type[FFN]] = {"split": FFN}
+LAYOUTS: dict[str, type[FFN]] = {"split": FFN, "packed": PackedFFN}
 """Handles by the layout that a spec names (`hf_mlp_fusion.families.spec.FFNSpec`)."""
 
 

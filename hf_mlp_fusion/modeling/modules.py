@@ -13,9 +13,11 @@ from ..tensors import check_cluster_sizes, even_cluster_sizes
 __all__ = [
     "ClusterScaling",
     "FusedMLP",
+    "ViewedMLP",
     "fused_mlp_class",
     "narrow_projection",
     "stock_mlp_class",
+    "viewed_mlp_class",
 ]
 
 
@@ -106,7 +108,41 @@ class FusedMLP(nn.Module):
         return _empty_fused_mlp, (stock_mlp_class(type(self)),), self.__dict__
 
 
-_FUSED_MLPS: dict[type[nn.Module], type[FusedMLP]] = {}
+class ViewedMLP(FusedMLP):
+    """A fused FFN whose stock forward calls its activation as a function, so that P has no module to stand behind.
+
+    It is the module that holds the down projection. Its stock forward runs on a view of it, in which P stands before
+    that projection, and not in it: whatever wraps the projection (an adapter) sees what P has multiplied.
+
+    Attributes:
+        scaled_child: Name of the child whose input P multiplies.
+    """
+
+    scaled_child: str
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the stock class's."""
+
+        def scaled(hidden: Tensor) -> Tensor:
+            return getattr(self, self.scaled_child)(self.scaling(hidden))
+
+        return stock_mlp_class(type(self)).forward(_View(self, {self.scaled_child: scaled}), *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty_viewed_mlp, (stock_mlp_class(type(self)),), self.__dict__
+
+
+class _View:
+    """A module's attributes, some replaced: what a stock forward can be run on."""
+
+    def __init__(self, module: nn.Module, replaced: dict[str, Any]) -> None:
+        self.__dict__.update(replaced, _viewed=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._viewed, name)
+
+
+_FUSED_MLPS: dict[tuple[type[FusedMLP], type[nn.Module]], type[FusedMLP]] = {}
 
 
 def fused_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:
@@ -115,17 +151,30 @@ def fused_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:
     Args:
         stock: Class of the module that holds the FFN's activation, such as `GPT2MLP`.
     """
-    if stock not in _FUSED_MLPS:
+    return _made_class(FusedMLP, stock)
+
+
+def viewed_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:
+    """Returns the subclass of `ViewedMLP` and a stock class, always the same one.
+
+    Args:
+        stock: Class of the module that holds the FFN's down projection, such as `EsmOutput`.
+    """
+    return _made_class(ViewedMLP, stock)
+
+
+def _made_class(kind: type[FusedMLP], stock: type[nn.Module]) -> type[FusedMLP]:
+    if (kind, stock) not in _FUSED_MLPS:
         members = {"__doc__": f"`{stock.__name__}`, fused.", "__module__": __name__}
-        _FUSED_MLPS[stock] = type(f"Fused{stock.__name__}", (FusedMLP, stock), members)
-    return _FUSED_MLPS[stock]
+        _FUSED_MLPS[kind, stock] = type(f"Fused{stock.__name__}", (kind, stock), members)
+    return _FUSED_MLPS[kind, stock]
 
 
 def stock_mlp_class(fused: type[FusedMLP]) -> type[nn.Module]:
-    """Returns the stock FFN class that `fused_mlp_class` made a class from.
+    """Returns the stock FFN class that `fused_mlp_class` or `viewed_mlp_class` made a class from.
 
     Args:
-        fused: What `fused_mlp_class` returned.
+        fused: What it returned.
     """
     return fused.__bases__[1]
 
@@ -133,6 +182,11 @@ def stock_mlp_class(fused: type[FusedMLP]) -> type[nn.Module]:
 def _empty_fused_mlp(stock: type[nn.Module]) -> FusedMLP:
     fused = fused_mlp_class(stock)
     return fused.__new__(fused)
+
+
+def _empty_viewed_mlp(stock: type[nn.Module]) -> FusedMLP:
+    viewed = viewed_mlp_class(stock)
+    return viewed.__new__(viewed)
 
 
 def narrow_projection(projection: nn.Module, *, inputs: int | None = None, outputs: int | None = None) -> nn.Module:

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from ..errors import FusionConfigError
 from ..families import FAMILIES, Family
-from .configs import config_class, on_first_config
+from .configs import config_class, deferred_config, fused_type, on_first_config
 
 __all__ = ["register_family"]
 
@@ -41,8 +41,12 @@ def register_family(family: Family) -> None:
     if not hasattr(transformers, family.config_class):
         raise FusionConfigError(f"transformers has no config class {family.config_class!r}")
     FAMILIES[family.model_type] = family
-    config = config_class(family)
-    AutoConfig.register(config.model_type, config, exist_ok=True)
+    _register_config(family)
+
+
+def _register_config(family: Family) -> None:
+    """Registers a family's `model_type`; its config class is made when it is first asked for."""
+    AutoConfig.register(fused_type(family), deferred_config(family), exist_ok=True)
 
 
 @on_first_config
@@ -58,6 +62,7 @@ def _register_models(model_type: str) -> None:
     family = FAMILIES[model_type]
     stock_config = getattr(transformers, family.config_class)
     fused_config = config_class(family)
+    AutoConfig.register(fused_config.model_type, fused_config, exist_ok=True)
     for auto_class, stock in auto_models_of(stock_config):
         auto_class.register(fused_config, fused_class(stock), exist_ok=True)
     tokenizer = TOKENIZER_MAPPING.get(stock_config, None)
@@ -67,4 +72,4 @@ def _register_models(model_type: str) -> None:
 
 
 for _family in list(FAMILIES.values()):
-    register_family(_family)
+    _register_config(_family)

@@ -27,12 +27,15 @@ class FFNWidth:
         original_width: Hidden units before, I.
         form: What it has become: `"fused"`, or what a baseline makes (`hf_mlp_fusion.modeling.forms.FORMS`).
         scales: s1 and s2 of the NTK calibration, where there was one.
+        host: Class of its stock module, where the family has several kinds of FFN under one name (T5's plain and
+            gated ones).
     """
 
     width: int
     original_width: int
     form: str = "fused"
     scales: tuple[float, float] | None = None
+    host: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class FusionSection:
                 ffns[name]["form"] = ffn.form
             if ffn.scales is not None:
                 ffns[name]["scales"] = list(ffn.scales)
+            if ffn.host is not None:
+                ffns[name]["host"] = ffn.host
         values = {"recipe": self.recipe.to_dict(), "source": self.source, "ffns": ffns}
         return values if self.method == "fusion" else values | {"method": self.method}
 
@@ -102,7 +107,7 @@ class FusionSection:
             if (
                 not isinstance(name, str)
                 or not isinstance(widths, Mapping)
-                or set(widths) - {"form", "scales"} != {"width", "original_width"}
+                or set(widths) - {"form", "scales", "host"} != {"width", "original_width"}
             ):
                 raise _broken(f"ffns[{name!r:.80}] must have the fields width and original_width")
             width, original_width = widths["width"], widths["original_width"]
@@ -113,7 +118,10 @@ class FusionSection:
                 raise _broken(f"ffns[{name!r:.80}]: {width} units cannot stand for {original_width}")
             if (form := widths.get("form", "fused")) not in FORM_NAMES:
                 raise _broken(f"ffns[{name!r:.80}]: unknown form {form!r:.40}; written by a newer hf_mlp_fusion?")
-            ffns[name] = FFNWidth(width, original_width, form, _scales(name, widths.get("scales")))
+            host = widths.get("host")
+            if host is not None and not isinstance(host, str):
+                raise _broken(f"ffns[{name!r:.80}]: host must be the name of a class")
+            ffns[name] = FFNWidth(width, original_width, form, _scales(name, widths.get("scales")), host)
         method = values.get("method", "fusion")
         if not isinstance(method, str) or not method:
             raise _broken("method must be a name")

@@ -50,6 +50,12 @@ class FFNWeights:
         names = ("up", "up_bias") if self.gate is None else ("gate", "gate_bias")
         return tuple(name for name in names if getattr(self, name) is not None)
 
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Names of the parts whose product the gate's activation multiplies; none without a gate."""
+        names = () if self.gate is None else ("up", "up_bias")
+        return tuple(name for name in names if getattr(self, name) is not None)
+
     def features(self) -> Tensor:
         """The sub-MLPs as vectors v_i = [up_i, up_bias_i, gate_i, gate_bias_i, down_i] (absent parts left out).
 

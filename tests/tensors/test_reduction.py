@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_mlp_fusion.tensors.clustering import ward
 from hf_mlp_fusion.tensors.cluster_sizes import even_cluster_sizes
+from hf_mlp_fusion.tensors.clustering import ward
 from hf_mlp_fusion.tensors.reduction import FFNWeights, fuse_weights
 
 

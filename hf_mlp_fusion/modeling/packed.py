@@ -1,0 +1,72 @@
+"""FFNs that keep gate and up projection in one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..tensors import FFNWeights
+from .ffn import FFN
+from .parts import Rows
+
+__all__ = ["PackedFFN"]
+
+
+class PackedFFN(FFN):
+    """An FFN whose `up` holds gate and up, all of one first (`"halves"`) or unit by unit (`"interleaved"`)."""
+
+    forms: ClassVar[tuple[str, ...]] = ("fused", "narrow")
+    """Not `"low_rank"`: two products of thin matrices are no product of thin matrices of the same size."""
+
+    @property
+    def width(self) -> int:
+        """Hidden units it has now."""
+        return super().width // 2
+
+    def read(self) -> FFNWeights:
+        """The weights, in the layout of `nn.Linear`, gate and up apart."""
+        packed = super().read()
+        gate, up = self._apart(packed.up)
+        gate_bias, up_bias = (None, None) if packed.up_bias is None else self._apart(packed.up_bias)
+        return replace(packed, up=up, up_bias=up_bias, gate=gate, gate_bias=gate_bias)
+
+    def tensors(self, weights: FFNWeights) -> dict[str, Tensor]:
+        """Weights as the parameters of its projections hold them, by their names below the host."""
+        assert weights.gate is not None
+        up = self._together(weights.gate, weights.up)
+        bias = None
+        if weights.up_bias is not None and weights.gate_bias is not None:
+            bias = self._together(weights.gate_bias, weights.up_bias)
+        return super().tensors(replace(weights, up=up, up_bias=bias))
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """Runs it by itself: no dropout, no residual, no norm."""
+        gate, up = self._apart(self.projections["up"](hidden), dim=-1)
+        return self.exit(self.activation(gate) * up)
+
+    def kernel_parts(self) -> dict[str, list[str | Rows]]:
+        """What s1, s2 and s3 scale: of interleaved rows, which no range holds, s2's part alone."""
+        outer = {"outer": super().kernel_parts()["outer"]}
+        if self.spec.packed != "halves":
+            return outer
+        names, width = self._names("up"), self.width
+        gate: list[str | Rows] = [Rows(name, 0, width) for name in names]
+        up: list[str | Rows] = [Rows(name, width, 2 * width) for name in names]
+        return {"inner": gate, "value": up} | outer
+
+    def _apart(self, rows: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+        rows = rows.movedim(dim, 0)
+        parts = rows.chunk(2) if self.spec.packed == "halves" else (rows[0::2], rows[1::2])
+        return parts[0].movedim(0, dim), parts[1].movedim(0, dim)
+
+    def _together(self, gate: Tensor, up: Tensor) -> Tensor:
+        pack: Callable[..., Tensor] = torch.cat if self.spec.packed == "halves" else _interleaved
+        return pack([gate, up])
+
+
+def _interleaved(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts, dim=1).flatten(0, 1)
