@@ -48,8 +48,9 @@ def export(
 
 
 def _print(report: ExportReport, out: Path, console: Console) -> None:
+    widths = ", ".join(f"{field}={width}" for field, width in report.widths.items())
     console.print(
-        f"{report.architecture} with {report.width_field}={report.width} in {report.dtype}: "
+        f"{report.architecture} with {widths} in {report.dtype}: "
         f"{report.parameters:,} parameters, {megabytes(report.bytes)}",
         markup=False,
     )

@@ -12,17 +12,17 @@ import transformers
 from transformers import PreTrainedModel
 
 from .. import __version__
-from ..errors import FusionConfigError, UnsupportedModelError
-from ..families import Family, family_of
+from ..errors import UnsupportedModelError
+from ..families import family_of
 from ..files import carry_side_files, check_output_folder, output_folder, write_text
 from ..fusion import check_whole
 from ..modeling.building import convert_config, rebuild
 from ..modeling.classes import FusedModelMixin, stock_class
-from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
 from ..modeling.loading import load_fused_model
 from .folding import folded_weights
 from .onnx import check_onnx, export_onnx
+from .widths import check_widths, stock_widths, with_widths
 
 __all__ = ["ExportReport", "export_plain"]
 
@@ -33,8 +33,7 @@ class ExportReport:
 
     Args:
         architecture: The stock class.
-        width_field: The config field that holds the width of its FFNs.
-        width: That width.
+        widths: The widths of its FFNs, by the config fields that hold them.
         dtype: Dtype of the weights.
         parameters: Its parameters.
         bytes: Bytes of parameters and buffers.
@@ -47,8 +46,7 @@ class ExportReport:
     """
 
     architecture: str
-    width_field: str
-    width: int
+    widths: dict[str, int]
     dtype: str
     parameters: int
     bytes: int
@@ -57,6 +55,11 @@ class ExportReport:
     padding_bytes: int
     parameters_original: int | None = None
     onnx_error: float | None = None
+
+    @property
+    def width(self) -> int:
+        """Hidden units of an FFN; of the widest, where a model has several widths."""
+        return max(self.widths.values())
 
     def to_json(self) -> str:
         """Returns the fields as a JSON object."""
@@ -147,11 +150,6 @@ def plain_model(
     stock, family = stock_class(type(model)), family_of(model.config)
     if getattr(transformers, stock.__name__, None) is not stock:
         raise UnsupportedModelError(f"{stock.__name__} is no class of transformers: nothing could load the export")
-    if family.width_field is None:
-        raise UnsupportedModelError(
-            f"the family {family.model_type!r} does not say which config field holds the width of its FFNs: "
-            "register it with Family(..., width_field='intermediate_size')"
-        )
     ffns = list(find_ffns(model))
     low_rank = [ffn.name for ffn in ffns if ffn.is_low_rank]
     if low_rank:
@@ -159,27 +157,28 @@ def plain_model(
             f"{low_rank[0]} has projections of low rank, two matrices each, and {stock.__name__} has room for one: "
             "multiplied out they would be as large as the original's"
         )
-    width = max(ffn.width for ffn in ffns)
-    narrower = [ffn for ffn in ffns if ffn.width < width]
-    if narrower and not pad:
-        raise FusionConfigError(_widths_differ(model, family, ffns, width))
+    widths = stock_widths(model, ffns, pad=pad)
+    targets = {ffn.name: widths[str(family.width_field_of(ffn.spec))] for ffn in ffns}
 
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(".cluster_sizes")}
     for ffn in ffns:
-        weights = folded_weights(ffn, dtype).padded(width)
+        weights = folded_weights(ffn, dtype).padded(targets[ffn.name])
         state |= {f"{ffn.full_name}.{name}": tensor for name, tensor in ffn.tensors(weights).items()}
-    config = convert_config(model.config, getattr(transformers, family.config_class), {str(family.width_field): width})
+    config = convert_config(model.config, getattr(transformers, family.config_class), {})
+    values = config.to_dict()
+    with_widths(model.config, values, ffns, widths)
+    config = type(config).from_dict(values)
+    check_widths(stock, config, targets)
     plain = rebuild(model, stock, config, state, dtype)
     added = plain.num_parameters() - model.num_parameters()
     original = None if model.fusion_report is None else model.fusion_report.parameters_before
     return plain, ExportReport(
         architecture=stock.__name__,
-        width_field=family.width_field,
-        width=width,
+        widths=widths,
         dtype=str(plain.dtype).removeprefix("torch."),
         parameters=plain.num_parameters(),
         bytes=plain.get_memory_footprint(),
-        padded={ffn.name: ffn.width for ffn in narrower},
+        padded={ffn.name: ffn.width for ffn in ffns if ffn.width < targets[ffn.name]},
         padding_parameters=added,
         padding_bytes=added * plain.dtype.itemsize,
         parameters_original=original,
@@ -188,6 +187,7 @@ def plain_model(
 
 def _note(report: ExportReport) -> str:
     """What whoever finds the folder must know."""
+    widths = ", ".join(f"`{field}` = {width}" for field, width in report.widths.items())
     padded = (
         f" {len(report.padded)} FFNs are filled up to that width with zero units, which change nothing."
         if report.padded
@@ -195,30 +195,7 @@ def _note(report: ExportReport) -> str:
     )
     return (
         "# A fused model, folded for inference\n\n"
-        f"A `{report.architecture}` with `{report.width_field}` = {report.width}, exported by hf_mlp_fusion "
+        f"A `{report.architecture}` with {widths}, exported by hf_mlp_fusion "
         f"{__version__}.{padded} Its outputs are those of the fused model. Its training dynamics are not, because the "
         "scaling matrix P is multiplied into the weights: to fine-tune, take the fused model.\n"
-    )
-
-
-def _widths_differ(model: Any, family: Family, ffns: list[FFN], width: int) -> str:
-    """Says which widths there are, and what it would cost to make them one."""
-    groups: dict[int, list[str]] = {}
-    for ffn in ffns:
-        groups.setdefault(ffn.width, []).append(ffn.name)
-    listed = [
-        f"{units} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
-        for units, names in sorted(groups.items())
-    ]
-    if len(listed) > 4:
-        listed[2:-1] = [f"{len(listed) - 3} between"]
-    added = sum(ffn.parameter_count(width) - ffn.parameter_count(ffn.width) for ffn in ffns)
-    cost = f"{added:,} parameters more"
-    if model.fusion_report is not None:
-        share = (model.num_parameters() + added) / model.fusion_report.parameters_before
-        cost += f", in all {share:.0%} of what there was before fusion"
-    return (
-        f"the FFNs have {len(groups)} widths, {', '.join(listed)}, and {family.width_field} of a "
-        f"{family.config_class} is one number. pad=True (--pad) fills all up to {width} with zero units: the same "
-        f"outputs, {cost}. To need no padding, fuse all FFNs to one width"
     )

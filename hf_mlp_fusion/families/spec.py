@@ -16,8 +16,9 @@ class FFNSpec:
 
     Args:
         host: Class name of the stock module that the paths below start from.
-        pattern: Regular expression for the host's name within the base model. Named groups: `layer` (number, needed),
-            `stack` (`encoder`, `decoder`, or another name for one of several stacks), `expert` (number).
+        pattern: Regular expression for the host's name within the base model. Named groups: `layer` (number; 0 where
+            there is one such module alone), `stack` (`encoder`, `decoder`, or another name for one of several stacks),
+            `expert` (number).
         up: Path of the up projection below the host.
         down: Path of the down projection.
         activation: Path of the activation module; None where the stock forward calls a function.
@@ -105,7 +106,7 @@ class FFNSpec:
             name: The FFN's name.
         """
         match = re.fullmatch(self.pattern, name)
-        assert match is not None
+        assert match is not None, name
         return name[: match.start("layer")].rstrip(".")
 
 

@@ -24,6 +24,7 @@ from ..data import (
     objective_of,
     on_device,
     read_texts,
+    row_count,
     sample_batches,
     text_column,
 )
@@ -115,10 +116,8 @@ def first_rows(model: PreTrainedModel, batches: Sequence[Batch], rows: int = NTK
     """
     chosen: list[Batch] = []
     for batch in batches:
-        taken = {
-            name: tensor[: rows - sum(len(item["input_ids"]) for item in chosen)] for name, tensor in batch.items()
-        }
-        if not len(taken["input_ids"]):
+        taken = {name: tensor[: rows - sum(map(row_count, chosen))] for name, tensor in batch.items()}
+        if not row_count(taken):
             break
         if objective_of(model) in LANGUAGE_OBJECTIVES and "labels" not in taken:
             decoder = "decoder_" if "decoder_input_ids" in taken else ""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from transformers import PreTrainedModel
 
-from ..data import Batch, unpadded
+from ..data import Batch, row_count, unpadded
 from ..families import family_of
 from .scalars import scalar_outputs
 
@@ -58,7 +58,7 @@ def sample_gradients(
     """
     names = list(dict.fromkeys(item.parameter for item in slices))
     rows = torch.empty(
-        sum(len(batch["input_ids"]) for batch in batches),
+        sum(map(row_count, batches)),
         sum(item.stop - item.start for item in slices),
         dtype=model.dtype,
         device=model.device,
@@ -66,7 +66,7 @@ def sample_gradients(
     row, together = 0, family_of(model.config).router is None
     with only_these_train(model, names) as parameters:
         for batch in batches:
-            size = len(batch["input_ids"])
+            size = row_count(batch)
             stop = row + size
             if together:
                 try:

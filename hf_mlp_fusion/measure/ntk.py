@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ..data import Batch, evaluating, on_device
+from ..data import Batch, evaluating, on_device, row_count
 from ..errors import FusionConfigError, UnsupportedModelError
 from ..modeling.find import find_ffns
 from ..modeling.parts import Rows
@@ -76,7 +76,7 @@ def ntk(
     if kernel not in KERNELS:
         raise FusionConfigError(f"kernel must be one of {', '.join(map(repr, KERNELS))}, not {kernel!r}")
     samples = [on_device(batch, model) for batch in batches]
-    count = sum(len(batch["input_ids"]) for batch in samples)
+    count = sum(map(row_count, samples))
     blocks = _blocks(model, parameters)
     parts = {name: torch.zeros(count, count, dtype=torch.float64) for name in blocks}
     with evaluating(model):

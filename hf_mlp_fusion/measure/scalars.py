@@ -26,7 +26,8 @@ def scalar_outputs(model: PreTrainedModel) -> Scalar:
     Returns:
         For language models the mean log-probability of the observed tokens (those with labels); for classifiers
         softmax(logits)[0], as the paper's code has it; for regression, whose softmax is 1 whatever the weights, the
-        logit itself; for models without a head the mean hidden state, projected on one fixed random direction.
+        logit itself; for models of texts and images the likeness of the two; for models without a head the mean hidden
+        state, projected on one fixed random direction.
     """
     if objective_of(model) in LANGUAGE_OBJECTIVES:
         causal = objective_of(model) == "causal"
@@ -65,9 +66,11 @@ def _head_output(run: Callable[..., Any], batch: Batch) -> Tensor:
     if logits is not None:
         flat = logits.flatten(1)
         return flat[:, 0] if flat.shape[1] == 1 else flat.softmax(dim=-1)[:, 0]
+    if getattr(outputs, "image_embeds", None) is not None and getattr(outputs, "text_embeds", None) is not None:
+        return (outputs.image_embeds * outputs.text_embeds).sum(dim=-1)  # each row's own: the logits mix all rows
     hidden = outputs.last_hidden_state
     mask = token_mask(batch, decoder="decoder_input_ids" in batch)
-    if mask is None:
+    if mask is None or mask.shape != hidden.shape[:-1]:  # of what went in, sound for example
         mask = torch.ones_like(hidden[..., 0], dtype=torch.bool)
     mean = (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
     direction = torch.randn(hidden.shape[-1], generator=torch.Generator().manual_seed(0))

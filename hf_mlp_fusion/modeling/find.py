@@ -44,6 +44,6 @@ def find_ffns(model: PreTrainedModel) -> Iterator[FFN]:
                 host=module,
                 spec=spec,
                 stack=groups.get("stack") or "",
-                layer=int(groups["layer"]),
+                layer=int(groups.get("layer") or 0),
                 expert=None if expert is None else int(expert),
             )

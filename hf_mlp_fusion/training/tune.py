@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from ..data import Batch, load_tokenizer, make_batches, split_texts
+from ..data import Batch, load_tokenizer, make_batches, row_count, split_texts
 from ..errors import DataError
 from ..measure import OutputError, output_error
 from .layerwise import DEFAULT_TARGET, LEARNING_RATE, LayerwiseTuningTrainer
@@ -107,7 +107,7 @@ def tune_model(
             trainer.add_callback(_Progress)
         before = output_error(original, fused, batches)
         trainer.train()
-    result = TuningResult(before, output_error(original, fused, batches), sum(len(b["input_ids"]) for b in batches))
+    result = TuningResult(before, output_error(original, fused, batches), sum(map(row_count, batches)))
     if fused.fusion_report is not None:
         *others, last = fused.fusion_report.tuning
         last = replace(last, error_before=before.mean, error_after=result.after.mean)
