@@ -54,6 +54,8 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
             values[name] = place % 3
     if hasattr(config, "image_token_id"):
         values["image_token_id"] = 98
+    if config.is_encoder_decoder:
+        values["decoder_start_token_id"] = 0
     for name in config.sub_configs:
         if (sub := getattr(config, name, None)) is not None:
             values[name] = _shrunk(sub)
@@ -102,7 +104,7 @@ def inputs_of_any(model: PreTrainedModel, batch: int = 3, length: int = 9, seed:
     if main == "input_ids" or two:
         inputs["input_ids"] = ids
     if config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids[:, :5]
+        inputs["decoder_input_ids"] = ids[:, :5].contiguous()
     return inputs
 
 

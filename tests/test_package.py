@@ -51,32 +51,31 @@ def test_public_functions_and_classes_are_documented(path):
 
 def test_register_family():
     layer = FFNSpec(
-        host="ElectraLayer",
+        host="ErnieLayer",
         pattern=r"encoder\.layer\.(?P<layer>\d+)",
         up="intermediate.dense",
         activation="intermediate.intermediate_act_fn",
         down="output.dense",
     )
     try:
-        register_family(Family("electra", "ElectraConfig", (layer,), width_field="intermediate_size"))
-        config = transformers.ElectraConfig(
+        register_family(Family("ernie", "ErnieConfig", (layer,), peft_like="bert", width_field="intermediate_size"))
+        config = transformers.ErnieConfig(
             vocab_size=99,
-            embedding_size=16,
             hidden_size=16,
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=64,
         )
-        model = transformers.ElectraForMaskedLM(config)
+        model = transformers.ErnieForMaskedLM(config)
         fused = fuse_model(model, FusionConfig(width=64))
-        assert type(fused).__name__ == "FusedElectraForMaskedLM"
+        assert type(fused).__name__ == "FusedErnieForMaskedLM"
         assert first_output(fused).equal(first_output(model))
         assert type(transformers.AutoModelForMaskedLM.from_config(fused.config)) is type(fused)
-        assert TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING["fused_electra"] == ["query", "value"]
-        with pytest.raises(FusionConfigError, match="'electra' is registered already"):
-            register_family(Family("electra", "BertConfig", (layer,)))
+        assert TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING["fused_ernie"] == ["query", "value"]
+        with pytest.raises(FusionConfigError, match="'ernie' is registered already"):
+            register_family(Family("ernie", "BertConfig", (layer,)))
     finally:
-        FAMILIES.pop("electra", None)
+        FAMILIES.pop("ernie", None)
 
 
 def test_a_family_needs_a_stock_config():

@@ -128,7 +128,6 @@ def _set_form(model: PreTrainedModel, scalings: dict[str, ClusterScaling], form:
     section = FusionSection.from_dict(model.config.mlp_fusion)
     ffns = dict(section.ffns)
     for name, scaling in scalings.items():
-        scales = (scaling.inner_scale, scaling.outer_scale)
-        kept = scales if form == "fused" and scales != (1.0, 1.0) else None
+        kept = scaling.scales if form == "fused" and scaling.scales != (1.0, 1.0) else None
         ffns[name] = FFNWidth(scaling.cluster_sizes.numel(), scaling.original_width, form, kept)
     model.config.mlp_fusion = replace(section, ffns=ffns).to_dict()

@@ -63,7 +63,7 @@ class ExportReport:
 
     def to_json(self) -> str:
         """Returns the fields as a JSON object."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return json.dumps(asdict(self) | {"width": self.width}, indent=2) + "\n"
 
 
 def export_plain(
@@ -170,6 +170,7 @@ def plain_model(
     config = type(config).from_dict(values)
     check_widths(stock, config, targets)
     plain = rebuild(model, stock, config, state, dtype)
+    plain._weight_conversions = None  # save_pretrained then writes the names of the Hub, as of any stock model
     added = plain.num_parameters() - model.num_parameters()
     original = None if model.fusion_report is None else model.fusion_report.parameters_before
     return plain, ExportReport(

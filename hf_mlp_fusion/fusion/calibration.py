@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -157,12 +158,21 @@ def collect_moments(
         for ffn in ffns
         for hook in _watch(ffn, sums[ffn.name], running, None if units is None else units[ffn.name])
     ]
-    hooks.append(_holder(model, ffns).register_forward_hook(_stop))
-    rows = cut_padding(ffns, batches)
+    layers = _layers(model, ffns)
+    waiting: set[nn.Module] = set()
+
+    def stop(module: nn.Module, *_: object) -> None:
+        waiting.discard(module)
+        if not waiting:
+            raise _FinishedError
+
+    hooks += [layer.register_forward_hook(stop) for layer in layers]
+    rows = list(cut_padding(ffns, batches))
     try:
         with evaluating(model):
             for batch in transformers_logging.tqdm(rows, desc="Calibrating", unit="batch", leave=False):
                 running["batch"] = on_device(batch, model)
+                waiting.update(layers)
                 try:
                     model(**inputs_of(running["batch"]))
                 except _FinishedError:
@@ -173,17 +183,16 @@ def collect_moments(
     return {name: item.moments() for name, item in sums.items() if item.count}
 
 
-def _stop(module: nn.Module, arguments: object, output: object) -> None:
-    raise _FinishedError
+def _layers(model: PreTrainedModel, ffns: Sequence[FFN]) -> list[nn.Module]:
+    """The smallest modules that hold the FFNs of one layer each: when all have run, the forward may end.
 
-
-def _holder(model: PreTrainedModel, ffns: Sequence[FFN]) -> nn.Module:
-    """The smallest module that holds the FFNs of the last layer: the forward may end behind it."""
-    last = [ffn for ffn in ffns if (ffn.stack, ffn.layer) == (ffns[-1].stack, ffns[-1].layer)]
-    if len(last) == 1:
-        return last[0].host
-    path = os.path.commonpath([ffn.full_name.replace(".", "/") for ffn in last])
-    return model.get_submodule(path.replace("/", "."))
+    The order of a model's modules is not always that in which they run (CLIP sees the image first).
+    """
+    layers = []
+    for _, group in itertools.groupby(ffns, key=lambda ffn: (ffn.stack, ffn.layer)):
+        names = [ffn.full_name.replace(".", "/") for ffn in group]
+        layers.append(model.get_submodule(os.path.commonpath(names).replace("/", ".")))
+    return layers
 
 
 def _watch(

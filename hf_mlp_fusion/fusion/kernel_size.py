@@ -25,14 +25,13 @@ logger = logging.getLogger(__name__)
 
 def calibrate_ntk(
     fused: PreTrainedModel, original: PreTrainedModel, batches: Iterable[Batch]
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, tuple[float, ...]]:
     """Sets the size of each fused FFN's Adam kernels to the original's, without changing what it computes.
 
     An Adam step moves a stored weight by the learning rate whatever its gradient's size. Storing W1 / s1 and W2 / s2,
     and computing with s1 and s2 times them, leaves the output as it is and multiplies the Adam kernel of W1 by s1 and
     that of W2 by s2. s1 and s2 are chosen so that both have the Frobenius norm that they have in the original. In a
-    gated FFN, W1 is the gate, and the up projection V beside it has a number of its own: V / s3 is stored, and s3 s2
-    stands where s2 does.
+    gated FFN, W1 is the gate, and the up projection V beside it has a number of its own: V / s3 is stored.
 
     Args:
         fused: A fused model; its weights, modules and config section are changed in place. It may have been
@@ -41,7 +40,7 @@ def calibrate_ntk(
         batches: Batches of tokens; some 32 rows do. Language models need `labels`.
 
     Returns:
-        (s1, s2) of each fused FFN by name; (s1, s2 s3) of a gated one.
+        (s1, s2) of each fused FFN by name, (s1, s2, s3) of a gated one.
 
     Raises:
         UnsupportedModelError: `fused` is not a fused model, or `original` is another model.
@@ -83,7 +82,7 @@ def kernel_sizes(model: PreTrainedModel, names: Iterable[str], batches: Iterable
 
 def match_kernel_sizes(
     fused: PreTrainedModel, wanted: Mapping[str, float], batches: Iterable[Batch]
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, tuple[float, ...]]:
     """The second half of `calibrate_ntk`, for when the original is no longer there.
 
     Args:
@@ -92,7 +91,7 @@ def match_kernel_sizes(
         batches: Batches of tokens.
 
     Returns:
-        (s1, s2) of each fused FFN by name; (s1, s2 s3) of a gated one.
+        (s1, s2) of each fused FFN by name, (s1, s2, s3) of a gated one.
     """
     ffns = _fused_ffns(fused)
     found = kernel_sizes(fused, [ffn.name for ffn in ffns], batches)
@@ -121,13 +120,12 @@ def _ratio(wanted: float, found: float) -> float | None:
 
 
 @torch.no_grad()
-def _rescale(ffn: FFN, ratios: Mapping[str, float]) -> tuple[float, float]:
+def _rescale(ffn: FFN, ratios: Mapping[str, float]) -> tuple[float, ...]:
     scaling, weights = ffn.scaling, ffn.read()
     assert scaling is not None
     inner, value, outer = (ratios.get(part, 1.0) for part in ("inner", "value", "outer"))
     changed = dict.fromkeys(weights.seen, inner) | dict.fromkeys(weights.values, value) | {"down": outer}
     parts = {name: getattr(weights, name) / by for name, by in changed.items()}
     ffn.write(ffn.tensors(replace(weights, **parts)))
-    scaling.inner_scale *= inner
-    scaling.outer_scale *= outer * value  # the output is linear in the value too
-    return scaling.inner_scale, scaling.outer_scale
+    scaling.scales = [scale * by for scale, by in zip((*scaling.scales, 1.0), (inner, outer, value), strict=False)]
+    return scaling.scales

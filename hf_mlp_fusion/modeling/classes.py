@@ -50,6 +50,8 @@ class FusedModelMixin:
     def post_init(self) -> None:
         """Narrows the stock FFNs. All modules exist by now; weights, ties and parallel plans do not yet."""
         narrow_ffns(self)  # type: ignore[arg-type]
+        # Saved under the names that the modules have: conversions to older names go by stock classes and know no P.
+        self._weight_conversions: list[Any] = []
         self._no_split_modules = _with_fused_names(self)  # type: ignore[arg-type]
         self.register_load_state_dict_pre_hook(refuse_other_widths)  # type: ignore[attr-defined]
         super().post_init()  # type: ignore[misc]
@@ -152,7 +154,7 @@ def narrow_ffns(model: PreTrainedModel) -> None:
             )
         form.install(ffn, widths.width, widths.original_width)
         if widths.scales is not None and (scaling := ffn.scaling) is not None:
-            scaling.inner_scale, scaling.outer_scale = widths.scales
+            scaling.scales = widths.scales
 
 
 def _with_fused_names(model: PreTrainedModel) -> list[str] | None:

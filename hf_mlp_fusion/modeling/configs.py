@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 from transformers import PreTrainedConfig
@@ -14,11 +14,11 @@ from ..recipe import FusionSection
 
 __all__ = ["FusedConfigMixin", "config_class", "deferred_config", "fused_type", "on_first_config"]
 
-_LISTENERS: list[Callable[[str], None]] = []
+_LISTENERS: list[Callable[[Family], None]] = []
 
 
-def on_first_config(listener: Callable[[str], None]) -> Callable[[str], None]:
-    """Has a function called with the stock `model_type` of a family when its first fused config is made.
+def on_first_config(listener: Callable[[Family], None]) -> Callable[[Family], None]:
+    """Has a function called with each family when its first fused config is made.
 
     Args:
         listener: The function.
@@ -28,22 +28,23 @@ def on_first_config(listener: Callable[[str], None]) -> Callable[[str], None]:
 
 
 @functools.cache
-def _tell_listeners(model_type: str) -> None:
+def _tell_listeners(family: Family) -> None:
     for listener in _LISTENERS:
-        listener(model_type)
+        listener(family)
 
 
 class FusedConfigMixin:
     """What every fused config class adds to its stock class: the `mlp_fusion` section."""
 
-    stock_model_type: str
+    stock_model_type: ClassVar[str]
+    family: ClassVar[Family]
     mlp_fusion: dict[str, Any] | None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]
         if self.mlp_fusion is not None:
             FusionSection.from_dict(self.mlp_fusion)
-        _tell_listeners(self.stock_model_type)
+        _tell_listeners(self.family)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As the stock class's, and saves the stub that a config from the Hub may name (`hf_mlp_fusion.hub`)."""
@@ -112,6 +113,7 @@ def config_class(family: Family) -> type[PreTrainedConfig]:
             "FFN's width. `intermediate_size` and its kin keep the original width.",
             "model_type": fused_type(family),
             "stock_model_type": family.model_type,
+            "family": family,
             "mlp_fusion": None,
             "__annotations__": {"mlp_fusion": dict[str, Any] | None},
         },

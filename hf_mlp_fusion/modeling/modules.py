@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class ClusterScaling(nn.Module):
     Attributes:
         inner_scale: s1 of the NTK calibration (`calibrate_ntk`), 1.0 without one: σ'(z) = s2 P ⊙ σ(s1 z).
         outer_scale: s2.
+        value_scale: s3, in a gated FFN, whose output is linear in the up projection too: s2 s3 stands where s2 does.
 
     Shape:
         Input and output `[..., k]`; `cluster_sizes` `[k]`, int32, positive, summing to I.
@@ -48,12 +50,25 @@ class ClusterScaling(nn.Module):
         self.original_width = original_width
         self.inner_scale = 1.0
         self.outer_scale = 1.0
+        self.value_scale = 1.0
         self.register_buffer("cluster_sizes", even_cluster_sizes(width, original_width))
 
     @property
     def factor(self) -> Tensor:
-        """s2 P, what the activation is multiplied by, `[k]`."""
-        return self.cluster_sizes if self.outer_scale == 1.0 else self.cluster_sizes * self.outer_scale
+        """s2 s3 P, what the activation is multiplied by, `[k]`."""
+        scale = self.outer_scale * self.value_scale
+        return self.cluster_sizes if scale == 1.0 else self.cluster_sizes * scale
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """(s1, s2), or (s1, s2, s3) where there is an s3; can be set."""
+        scales = (self.inner_scale, self.outer_scale, self.value_scale)
+        return scales[:2] if self.value_scale == 1.0 else scales
+
+    @scales.setter
+    def scales(self, scales: Sequence[float]) -> None:
+        """Sets s1 and s2, and s3 where there is one."""
+        self.inner_scale, self.outer_scale, self.value_scale = (*scales, 1.0)[:3]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Applies the activation and P; the result has the dtype of the activation's."""

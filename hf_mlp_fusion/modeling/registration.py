@@ -28,13 +28,13 @@ def register_family(family: Family) -> None:
     Example:
         >>> from hf_mlp_fusion.families import Family, FFNSpec
         >>> layer = FFNSpec(
-        ...     host="ElectraLayer",
+        ...     host="ErnieLayer",
         ...     pattern=r"encoder\\.layer\\.(?P<layer>\\d+)",
         ...     up="intermediate.dense",
         ...     activation="intermediate.intermediate_act_fn",
         ...     down="output.dense",
         ... )
-        >>> register_family(Family("electra", "ElectraConfig", (layer,), width_field="intermediate_size"))
+        >>> register_family(Family("ernie", "ErnieConfig", (layer,), width_field="intermediate_size"))
     """
     if FAMILIES.get(family.model_type, family) != family:
         raise FusionConfigError(f"a family with model_type {family.model_type!r} is registered already")
@@ -50,7 +50,7 @@ def _register_config(family: Family) -> None:
 
 
 @on_first_config
-def _register_models(model_type: str) -> None:
+def _register_models(family: Family) -> None:
     """Registers a family's fused model classes and its tokenizer with the Auto classes and PEFT."""
     from transformers import AutoTokenizer
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
@@ -59,7 +59,6 @@ def _register_models(model_type: str) -> None:
     from .adapters import add_default_targets
     from .classes import fused_class
 
-    family = FAMILIES[model_type]
     stock_config = getattr(transformers, family.config_class)
     fused_config = config_class(family)
     AutoConfig.register(fused_config.model_type, fused_config, exist_ok=True)

@@ -26,7 +26,7 @@ class FFNWidth:
         width: Hidden units now, k.
         original_width: Hidden units before, I.
         form: What it has become: `"fused"`, or what a baseline makes (`hf_mlp_fusion.modeling.forms.FORMS`).
-        scales: s1 and s2 of the NTK calibration, where there was one.
+        scales: s1 and s2 of the NTK calibration, where there was one, and s3 of a gated FFN.
         host: Class of its stock module, where the family has several kinds of FFN under one name (T5's plain and
             gated ones).
     """
@@ -34,7 +34,7 @@ class FFNWidth:
     width: int
     original_width: int
     form: str = "fused"
-    scales: tuple[float, float] | None = None
+    scales: tuple[float, ...] | None = None
     host: str | None = None
 
 
@@ -68,11 +68,11 @@ class FusionSection:
         values = {"recipe": self.recipe.to_dict(), "source": self.source, "ffns": ffns}
         return values if self.method == "fusion" else values | {"method": self.method}
 
-    def with_scales(self, scales: Mapping[str, tuple[float, float]]) -> FusionSection:
+    def with_scales(self, scales: Mapping[str, tuple[float, ...]]) -> FusionSection:
         """The section with the scales of an NTK calibration.
 
         Args:
-            scales: s1 and s2 by FFN name; the other FFNs keep theirs.
+            scales: s1, s2 and, where there is one, s3 by FFN name; the other FFNs keep theirs.
         """
         ffns = {name: replace(ffn, scales=scales.get(name, ffn.scales)) for name, ffn in self.ffns.items()}
         return replace(self, ffns=ffns)
@@ -128,17 +128,17 @@ class FusionSection:
         return cls(recipe, dict(values["source"]), ffns, method)
 
 
-def _scales(name: str, values: object) -> tuple[float, float] | None:
+def _scales(name: str, values: object) -> tuple[float, ...] | None:
     if values is None:
         return None
     if (
         not isinstance(values, Sequence)
-        or len(values) != 2
+        or len(values) not in (2, 3)
         or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         or not all(0 < value <= sys.float_info.max for value in values)
     ):
-        raise _broken(f"ffns[{name!r:.80}]: scales must be two positive numbers, not {values!r:.60}")
-    return float(values[0]), float(values[1])
+        raise _broken(f"ffns[{name!r:.80}]: scales must be two positive numbers, or three, not {values!r:.60}")
+    return tuple(map(float, values))
 
 
 def _broken(what: str) -> BrokenCheckpointError:

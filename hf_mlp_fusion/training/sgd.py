@@ -28,8 +28,8 @@ def scale_gradients_for_sgd(model: PreTrainedModel) -> contextlib.ExitStack:
     SGD with or without momentum and weight decay. Where the n units are identical, the fused model then stays the
     original's equal, step after step. Adam needs none of this, and takes no notice.
 
-    The numbers s1 and s2 of an NTK calibration (`calibrate_ntk`) give Adam's kernels their size and would multiply
-    SGD's by s1² and s2²; their squares are divided out too.
+    The numbers s1, s2 and s3 of an NTK calibration (`calibrate_ntk`) give Adam's kernels their size and would multiply
+    SGD's by their squares, which are divided out too.
 
     The biases of down projections belong to no unit and keep their gradients. Gradients are scaled as they are
     computed, so accumulation, loss scaling and DDP see scaled ones. So does gradient clipping: the norm that it
@@ -73,7 +73,9 @@ def _divided(ffn: FFN, scaling: ClusterScaling, name: str, gradient: Tensor) -> 
 def _divisors(ffn: FFN, scaling: ClusterScaling) -> dict[str, Tensor]:
     """What the gradients of an FFN's parameters are divided by, as tensors that broadcast, by name below the host."""
     sizes = scaling.cluster_sizes
-    seen, value, outer = (sizes * scale**2 for scale in (scaling.inner_scale, 1, scaling.outer_scale))
+    seen, value, outer = (
+        sizes * scale**2 for scale in (scaling.inner_scale, scaling.value_scale, scaling.outer_scale)
+    )
     weights = ffn.read()
     if weights.gate is None:
         up, gate = seen, None

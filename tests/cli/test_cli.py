@@ -149,10 +149,8 @@ def with_nan(folder):
 
 
 def of_unknown_type(folder):
-    tiny = transformers.T5Config(
-        vocab_size=9, d_model=8, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=1, d_kv=8
-    )
-    transformers.T5ForConditionalGeneration(tiny).save_pretrained(folder)
+    tiny = transformers.FNetConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, intermediate_size=8)
+    transformers.FNetForMaskedLM(tiny).save_pretrained(folder)
 
 
 def of_unknown_class(folder):
@@ -167,7 +165,7 @@ def of_unknown_class(folder):
         (without_config, [], "no readable config.json"),
         (truncated, [], "could not be loaded"),
         (with_nan, [], "the weights of encoder.layer.2 hold NaN or infinity"),
-        (of_unknown_type, [], "models of type 't5' are not supported; supported are bert, gpt2"),
+        (of_unknown_type, [], "models of type 'fnet' are not supported; `hf-mlp-fusion families` lists"),
         (of_unknown_class, [], "has the class 'MagicModel'"),
         (None, ["--width", "65"], "width=65 is more than the 64 units"),
         (None, ["--width", "many"], "--width: 'many' is no number"),

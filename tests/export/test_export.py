@@ -116,7 +116,8 @@ def test_the_report_says_what_was_made(exported, name):
     root, reports, models, _ = exported
     report, model = reports[name], models[name]
     plain = transformers.AutoModel.from_pretrained(root / name)
-    assert (report.width, report.dtype) == (getattr(plain.config, report.width_field), "float32")
+    assert (report.widths, report.dtype) == ({FIELDS[plain.config.model_type]: report.width}, "float32")
+    assert report.width == getattr(plain.config, FIELDS[plain.config.model_type])
     added = report.parameters - model.num_parameters()
     assert (report.padding_parameters, report.padding_bytes) == (added, 4 * added)
     assert report.parameters_original == model.fusion_report.parameters_before

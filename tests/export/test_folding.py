@@ -15,10 +15,8 @@ from hf_mlp_fusion import (
     calibrate_ntk,
     fold,
     fuse_model,
-    register_family,
     unfold,
 )
-from hf_mlp_fusion.families import FAMILIES, Family, FFNSpec
 from hf_mlp_fusion.modeling.find import find_ffns
 from hf_mlp_fusion.recipe.section import FusionSection
 
@@ -101,17 +99,12 @@ def test_calibrated_models_fold():
 
 
 def test_gated_ffns_fold():
-    gated = FFNSpec("LlamaMLP", r"layers\.(?P<layer>\d+)\.mlp", "up_proj", "down_proj", "act_fn", gate="gate_proj")
-    try:
-        register_family(Family("llama", "LlamaConfig", (gated,)))
-        sizes = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-        config = transformers.LlamaConfig(vocab_size=99, mlp_bias=True, **sizes)
-        model = with_scales(fuse_model(transformers.LlamaForCausalLM(config), CONFIG)).double()
-        expected = first_output(model)
-        fold(model)
-        torch.testing.assert_close(first_output(model), expected, rtol=1e-12, atol=1e-12)
-    finally:
-        FAMILIES.pop("llama", None)
+    sizes = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=99, mlp_bias=True, **sizes)
+    model = with_scales(fuse_model(transformers.LlamaForCausalLM(config), CONFIG)).double()
+    expected = first_output(model)
+    fold(model)
+    torch.testing.assert_close(first_output(model), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_folded_model_trains_and_unfolds_as_trained():

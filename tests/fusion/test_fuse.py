@@ -202,9 +202,9 @@ def test_what_cannot_be_fused_is_refused():
     with pytest.raises(UnsupportedModelError, match=r"fused already.*start from the original"):
         fuse_model(fused, CONFIG)
     with pytest.raises(
-        UnsupportedModelError, match=r"type 't5' are not supported; supported are bert.*register_family"
+        UnsupportedModelError, match=r"type 'fnet' are not supported.*hf-mlp-fusion families.*register_family"
     ):
-        fuse_model(transformers.T5Model(transformers.T5Config(vocab_size=9, d_model=8, d_ff=8, num_layers=1)), CONFIG)
+        fuse_model(transformers.FNetModel(transformers.FNetConfig(vocab_size=9, hidden_size=8)), CONFIG)
     with pytest.raises(UnsupportedModelError, match="not a Linear"):
         fuse_model(torch.nn.Linear(2, 2), CONFIG)
     with torch.device("meta"), pytest.raises(UnsupportedModelError, match="meta device"):

@@ -7,8 +7,7 @@ import torch
 import transformers
 from conftest import copy_units, model_inputs, tiny_model
 
-from hf_mlp_fusion import FusionConfig, UnsupportedModelError, fuse_model, register_family
-from hf_mlp_fusion.families import FAMILIES, Family, FFNSpec
+from hf_mlp_fusion import FusionConfig, UnsupportedModelError, fuse_model
 from hf_mlp_fusion.fusion.kernel_size import _rescale
 from hf_mlp_fusion.modeling.find import find_ffns
 from hf_mlp_fusion.training import scale_gradients_for_sgd
@@ -74,15 +73,6 @@ def test_it_follows_the_original_step_after_step(family, optimizer):
 @pytest.fixture
 def gated_model():
     """Of a family with gated FFNs."""
-    layer = FFNSpec(
-        host="T5DenseGatedActDense",
-        pattern=r"(?P<stack>encoder|decoder)\.block\.(?P<layer>\d+)\.layer\.\d+\.DenseReluDense",
-        up="wi_1",
-        gate="wi_0",
-        activation="act",
-        down="wo",
-    )
-    register_family(Family("t5", "T5Config", (layer,)))
     torch.manual_seed(0)
     config = transformers.T5Config(
         vocab_size=99,
@@ -95,15 +85,14 @@ def gated_model():
         decoder_start_token_id=0,
         pad_token_id=0,
     )
-    yield transformers.T5ForConditionalGeneration(config)
-    FAMILIES.pop("t5")
+    return transformers.T5ForConditionalGeneration(config)
 
 
-@pytest.mark.parametrize("scales", [(1.0, 1.0), (3.0, 0.4)], ids=["plain", "calibrated"])
+@pytest.mark.parametrize("scales", [{}, {"inner": 3.0, "outer": 0.4, "value": 1.7}], ids=["plain", "calibrated"])
 def test_gates_and_the_scales_of_an_ntk_calibration(gated_model, scales):
     stock, fused = fused_pair(gated_model)
     for ffn in find_ffns(fused):
-        _rescale(ffn, *scales)
+        _rescale(ffn, scales)
     assert_follows(stock, fused, **OPTIMIZERS["momentum"])
 
 

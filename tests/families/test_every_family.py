@@ -1,0 +1,75 @@
+"""Each family, tiny: fused, saved, loaded by its Auto class, calibrated, exported, adapted, trained by a step."""
+
+import pytest
+import torch
+import transformers
+from any_family import WIDTH, inputs_of_any, main_head, output_of_any, tiny_family_model
+from peft import LoraConfig, get_peft_model
+
+from hf_mlp_fusion import FusionConfig, UnsupportedModelError, export_plain, fuse_model
+from hf_mlp_fusion.families import FAMILIES
+from hf_mlp_fusion.families.compat import auto_models_of
+from hf_mlp_fusion.measure.scalars import scalar_outputs
+from hf_mlp_fusion.modeling.find import find_ffns
+
+HALF = FusionConfig(width=WIDTH // 2)
+pytestmark = pytest.mark.parametrize("name", sorted(FAMILIES))
+
+
+def test_fuse_save_load(name, tmp_path):
+    model = tiny_family_model(FAMILIES[name])
+    ffns = list(find_ffns(model))
+    assert {ffn.width for ffn in ffns} == {WIDTH} or name.startswith("dinov2") or name == "bloom"
+    width = ffns[0].width
+    assert output_of_any(fuse_model(model, FusionConfig(width=width))).equal(output_of_any(model))
+
+    fused = fuse_model(model, FusionConfig(width=width // 2))
+    assert type(fused).__name__ == f"Fused{type(model).__name__}"
+    assert all(ffn.is_fused and ffn.width == width // 2 for ffn in find_ffns(fused))
+    assert not output_of_any(fused).equal(output_of_any(model))
+    fused.save_pretrained(tmp_path)
+    auto = next(auto for auto, head in auto_models_of(type(model.config)) if head is type(model))
+    again = auto.from_pretrained(tmp_path)
+    assert type(again) is type(fused)
+    assert output_of_any(again).equal(output_of_any(fused))
+
+
+def test_calibrate_export_adapt_train(name, tmp_path):
+    model = tiny_family_model(FAMILIES[name])
+    width = next(find_ffns(model)).width
+    batches = [inputs_of_any(model, batch=4, seed=seed) for seed in range(4)]
+    fused = fuse_model(model, FusionConfig(width=width // 2), calibration=batches)
+    assert all(report.tokens > 0 and report.method == "obs+output" for report in fused.fusion_report.ffns)
+
+    family = FAMILIES[name]
+    if family.width_field is None and not all(spec.width_field for spec in family.ffns):
+        with pytest.raises(UnsupportedModelError, match="no plain export"):
+            export_plain(fused, tmp_path / "plain")
+    else:
+        export_plain(fused, tmp_path / "plain")
+        plain = type(model).from_pretrained(tmp_path / "plain")
+        torch.testing.assert_close(output_of_any(plain), output_of_any(fused), rtol=1e-4, atol=1e-4)
+
+    adapted = get_peft_model(fused, LoraConfig(r=2)).train()
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    labels = {"labels": batches[0]["input_ids"]} if "ForCausalLM" in type(model).__name__ else {}
+    if "input_ids" in batches[0] and "ForMaskedLM" in type(model).__name__:
+        labels = {"labels": batches[0]["input_ids"]}
+    if "decoder_input_ids" in batches[0] and "ForConditionalGeneration" in type(model).__name__:
+        labels = {"labels": batches[0]["decoder_input_ids"]}
+    scalar_outputs(model)(adapted, batches[0] | labels).sum().backward()
+    optimizer.step()
+    assert any("lora_B" in n and p.any() for n, p in adapted.named_parameters())
+
+
+def test_every_head_is_registered(name):
+    family = FAMILIES[name]
+    stock_config = getattr(transformers, family.config_class)
+    fused_config = type(
+        fuse_model(tiny_family_model(family), HALF if name != "bloom" else FusionConfig(width=32)).config
+    )
+    heads = list(auto_models_of(stock_config))
+    assert heads
+    assert main_head(family) in [head for _, head in heads]
+    for auto, head in heads:
+        assert auto._model_mapping[fused_config].__name__ == f"Fused{head.__name__}", auto.__name__
