@@ -5,8 +5,10 @@ import torch
 import transformers
 from any_family import WIDTH, inputs_of_any, main_head, output_of_any, tiny_family_model
 from peft import LoraConfig, get_peft_model
+from transformers.pytorch_utils import Conv1D
 
 from hf_mlp_fusion import FusionConfig, UnsupportedModelError, export_plain, fuse_model
+from hf_mlp_fusion.data import LANGUAGE_OBJECTIVES, objective_of
 from hf_mlp_fusion.families import FAMILIES
 from hf_mlp_fusion.families.compat import auto_models_of
 from hf_mlp_fusion.measure.scalars import scalar_outputs
@@ -50,14 +52,13 @@ def test_calibrate_export_adapt_train(name, tmp_path):
         plain = type(model).from_pretrained(tmp_path / "plain")
         torch.testing.assert_close(output_of_any(plain), output_of_any(fused), rtol=1e-4, atol=1e-4)
 
-    adapted = get_peft_model(fused, LoraConfig(r=2)).train()
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    adapted = get_peft_model(fused, LoraConfig(r=2, fan_in_fan_out=transposed)).train()
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
-    labels = {"labels": batches[0]["input_ids"]} if "ForCausalLM" in type(model).__name__ else {}
-    if "input_ids" in batches[0] and "ForMaskedLM" in type(model).__name__:
-        labels = {"labels": batches[0]["input_ids"]}
-    if "decoder_input_ids" in batches[0] and "ForConditionalGeneration" in type(model).__name__:
-        labels = {"labels": batches[0]["decoder_input_ids"]}
-    scalar_outputs(model)(adapted, batches[0] | labels).sum().backward()
+    batch = dict(batches[0])
+    if objective_of(model) in LANGUAGE_OBJECTIVES:
+        batch["labels"] = batch.get("decoder_input_ids", batch["input_ids"])
+    scalar_outputs(model)(adapted, batch).sum().backward()
     optimizer.step()
     assert any("lora_B" in n and p.any() for n, p in adapted.named_parameters())
 
