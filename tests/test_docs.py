@@ -67,12 +67,13 @@ def test_links_lead_somewhere(site):
             assert not anchor or anchor in pages[target].anchors, f"{path.name}: {link}"
 
 
-def test_names_in_the_design_page_exist(site):
+@pytest.mark.parametrize(("name", "fewest"), [("design", 30), ("families", 3)])
+def test_names_in_a_page_exist(site, name, fewest):
     """And pdoc has made a link of each."""
-    text = (DOCS / "design.md").read_text(encoding="utf-8")
+    text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     names = set(re.findall(r"`(hf_mlp_fusion\.[\w.]+)`", text))
-    assert len(names) > 30
-    page = (site / "design.html").read_text(encoding="utf-8")
+    assert len(names) > fewest
+    page = (site / f"{name}.html").read_text(encoding="utf-8")
     for name in names:
         assert pkgutil.resolve_name(name) is not None
         assert f">{name}</a>" in page
@@ -84,11 +85,18 @@ def test_the_commands_are_documented(site):
         assert f"hf-mlp-fusion {command}" in text
 
 
-def test_the_code_of_the_design_page_runs(tmp_path, monkeypatch):
-    text = (DOCS / "design.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("page", "made"), [("design", {"FIRST", "ExactMatch"}), ("families", {"ernie"})])
+def test_the_code_of_a_page_runs(page, made, tmp_path, monkeypatch):
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     names = {}
     with patch.dict(FAMILIES), patch.dict(METHODS):  # what the page registers is gone afterwards
         for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-            exec(compile(block, "design.md", "exec"), names)
-    assert {"FIRST", "ExactMatch", "ernie"} <= set(names)
+            exec(compile(block, f"{page}.md", "exec"), names)
+    assert made <= set(names)
+
+
+def test_the_page_on_families_has_the_table(cli):
+    code, table, _ = cli("families", "--markdown")
+    assert code == 0
+    assert table in (DOCS / "families.md").read_text(encoding="utf-8"), "run `hf-mlp-fusion families --markdown`"

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..errors import FusionError, FusionWarning
-from . import bench, card, compare, demo, export, fuse, inspect, push, report, tune
+from . import bench, card, compare, demo, export, families, fuse, inspect, push, report, tune
 
 __all__ = ["app", "main"]
 
@@ -33,6 +33,7 @@ for verb, panel in (
     (fuse.fuse, _MAKE),
     (tune.tune, _MAKE),
     (inspect.inspect, _LOOK),
+    (families.families, _LOOK),
     (compare.compare, _LOOK),
     (report.report, _LOOK),
     (export.export, _SHARE),

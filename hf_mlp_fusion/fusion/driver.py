@@ -185,11 +185,17 @@ def check_whole(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(f"a transformers model is needed, not a {type(model).__name__}{hint}")
     if getattr(model, "peft_config", None):
         raise UnsupportedModelError("the model carries PEFT adapters: merge or delete them first, add adapters after")
-    if getattr(model, "is_quantized", False):
+    if getattr(model, "is_quantized", False) and not _from_gguf(model):
         raise UnsupportedModelError("the model is quantized: load it without quantization, and quantize afterwards")
     family_of(model.config)
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise UnsupportedModelError("some weights are offloaded or on the meta device: load the model without that")
+
+
+def _from_gguf(model: PreTrainedModel) -> bool:
+    """Whether a model was read from GGUF and is all floats now: it calls itself quantized, and is not."""
+    method = getattr(model, "quantization_method", None)
+    return str(getattr(method, "value", method)) == "gguf" and all(p.is_floating_point() for p in model.parameters())
 
 
 def _ffn_report(ffn: FFN, reduced: ReducedFFN[ReducedWeights], method: Method, seconds: float) -> FFNReport:

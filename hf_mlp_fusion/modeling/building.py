@@ -53,6 +53,7 @@ def convert_config(config: PreTrainedConfig, cls: type[PreTrainedConfig], change
         changes: Fields that get other values.
     """
     values = config.to_dict()
-    for name in ("model_type", "transformers_version", "architectures", "mlp_fusion"):
+    # No quantization either: the tensors that a model is built from are floats.
+    for name in ("model_type", "transformers_version", "architectures", "mlp_fusion", "quantization_config"):
         values.pop(name, None)
     return cls.from_dict(values | dict(changes))

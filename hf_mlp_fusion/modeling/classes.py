@@ -10,7 +10,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -18,13 +17,14 @@ from transformers.distributed.fsdp import is_fsdp_enabled
 
 from ..errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
 from ..families import family_of
-from ..hub import MODEL_TAG, add_stub, check_stored_ffns, stored_tensors, write_card
+from ..hub import MODEL_TAG, add_stub, write_card
 from ..recipe import REPORT_NAME, FusionReport, FusionSection
-from ..tensors import check_cluster_sizes, even_cluster_sizes
+from ..tensors import even_cluster_sizes
 from .adapters import refuse_other_widths
 from .configs import config_class
 from .find import find_ffns
 from .forms import FORMS
+from .loading_checks import check_fused_ffns, check_headers, refuse_tensor_parallelism
 from .modules import ClusterScaling, FusedMLP
 
 __all__ = ["FusedModelMixin", "find_class", "fused_class", "stock_class"]
@@ -71,7 +71,8 @@ class FusedModelMixin:
 
         Raises:
             BrokenCheckpointError: P is missing or no P, or a fused FFN's weights are missing or of another shape.
-            FusionConfigError: Weights are loaded in the first of several processes alone.
+            FusionConfigError: Weights are loaded in the first of several processes alone, or cut up by tensor
+                parallelism.
             UnsupportedModelError: `use_safetensors=False` asks for pickles.
         """
         if is_fsdp_enabled():  # that is: with RAM-efficient loading
@@ -80,6 +81,7 @@ class FusedModelMixin:
                 "with fsdp_cpu_ram_efficient_loading the first process alone loads weights, and accelerate does not "
                 "hand P on to the others: write fsdp_cpu_ram_efficient_loading: false"
             )
+        refuse_tensor_parallelism(kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         hub_kwargs = _given(kwargs, *_HUB_KWARGS)
         if pretrained_model_name_or_path is not None and kwargs.get("gguf_file") is None:
@@ -91,7 +93,7 @@ class FusedModelMixin:
                 config = cls.config_class.from_pretrained(  # type: ignore[attr-defined]
                     config or pretrained_model_name_or_path, **hub_kwargs
                 )
-            _check_headers(pretrained_model_name_or_path, config, hub_kwargs | _given(kwargs, "variant"))
+            check_headers(pretrained_model_name_or_path, config, hub_kwargs | _given(kwargs, "variant"))
         model, info = super().from_pretrained(  # type: ignore[misc]
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
@@ -166,68 +168,8 @@ def _with_fused_names(model: PreTrainedModel) -> list[str] | None:
     return [*names, *sorted(f"Fused{name}" for name in names if f"Fused{name}" in fused)]
 
 
-def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> None:
-    """Checks that the fused FFNs of a loaded model came whole from the checkpoint.
-
-    Args:
-        model: The loaded model.
-        loading_info: What `from_pretrained(output_loading_info=True)` returned with it.
-
-    Raises:
-        BrokenCheckpointError: They did not.
-    """
-    section = FusionSection.from_dict(model.config.mlp_fusion)
-    ffns = [ffn for ffn in find_ffns(model) if ffn.name in section.ffns]
-    parts = {name for ffn in ffns for name in ffn.parameter_names()}
-    scalings = tuple(FORMS[section.ffns[ffn.name].form].scaling_name(ffn) for ffn in ffns)
-    missing = set(loading_info["missing_keys"])
-    mismatched = {item[0] if isinstance(item, tuple) else item for item in loading_info["mismatched_keys"]}
-    for names, fault in ((missing, "lacks"), (mismatched, "has in another shape")):
-        bad = sorted(name for name in names if name in scalings or name in parts)
-        if bad:
-            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-            raise BrokenCheckpointError(
-                f"the checkpoint {fault} {bad[0]!r}{more}, part of a fused FFN; without it the model would compute "
-                "garbage. Fetch the files anew, or fuse the original model again"
-            )
-    for ffn, name in zip(ffns, scalings, strict=True):
-        if name is None:
-            continue
-        scaling = ffn.scaling
-        assert scaling is not None
-        check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
-
-
-def _check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, Any]) -> None:
-    """Refuses a checkpoint by its headers, before anything is built or allocated for it.
-
-    Only there is to be seen that P is stored as integers: loading casts it, and 4.5 becomes 4.
-    """
-    if getattr(config, "mlp_fusion", None) is None:
-        return
-    section = FusionSection.from_dict(config.mlp_fusion)
-    stored = stored_tensors(name_or_path, hub_kwargs)
-    quantized = getattr(config, "quantization_config", None) is not None
-    check_stored_ffns(stored, section, family_of(config), quantized=quantized)
-    for name in ("num_hidden_layers", "num_decoder_layers", "num_experts"):
-        count = getattr(config, name, None)
-        if isinstance(count, int) and count > len(stored):
-            raise BrokenCheckpointError(
-                f"config.json has {name}={count}, but the checkpoint has {len(stored)} tensors in all"
-            )
-
-
 def _given(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
-
-
-def _on_cpu(scaling: ClusterScaling) -> torch.Tensor:
-    if not scaling.cluster_sizes.is_meta:
-        return scaling.cluster_sizes.cpu()
-    from accelerate.utils import align_module_device  # offloaded to disk
-
-    with align_module_device(scaling, "cpu"):
-        return scaling.cluster_sizes.clone()
 
 
 def _find_report(name_or_path: str | Path, hub_kwargs: dict[str, Any]) -> FusionReport | None:

@@ -13,6 +13,7 @@ from conftest import first_output, tiny_model
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
 from hf_mlp_fusion.cli.options import parse_layers, parse_width
+from hf_mlp_fusion.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_mlp_fusion.FusionWarning")
 
@@ -269,3 +270,15 @@ def test_parse_width_refuses(text):
 )
 def test_parse_layers(text, layers):
     assert parse_layers(text) == layers
+
+
+def test_families_are_listed(cli):
+    code, out, _ = cli("families")
+    assert code == 0
+    assert "llama" in out
+    code, out, _ = cli("families", "--json")
+    rows = {row["model type"]: row for row in json.loads(out)}
+    assert rows["bart"]["width field"] == "encoder_ffn_dim, decoder_ffn_dim"
+    assert rows["phi3"]["FFNs"] == "gated, gate and up in one matrix"
+    assert rows["switch_transformers"]["FFNs"] == "two matrices, and experts"
+    assert set(rows) == set(FAMILIES)

@@ -75,7 +75,8 @@ MISTAKES = [
 
 
 def test_every_command_is_tried():
-    assert {tuple(words[: 2 if words[0] == "bench" else 1]) for words in MISTAKES} == set(COMMANDS)
+    tried = {tuple(words[: 2 if words[0] == "bench" else 1]) for words in MISTAKES}
+    assert tried == set(COMMANDS) - {("families",)}  # which reads nothing of the user's
 
 
 @pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)

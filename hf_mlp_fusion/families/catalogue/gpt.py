@@ -26,7 +26,7 @@ FAMILIES = (
         "bloom",
         "BloomConfig",
         _mlp("BloomMLP", _H, "dense_h_to_4h", "gelu_impl", "dense_4h_to_h"),
-        note="no plain export: a stock Bloom is four times as wide as its hidden size, whatever its config says",
+        note="no plain export, for a stock Bloom is always four times as wide as its hidden size",
     ),
     Family(
         "starcoder2",

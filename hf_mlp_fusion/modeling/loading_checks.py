@@ -1,0 +1,107 @@
+"""What is checked when a fused model is loaded: before anything is built, and when all is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..errors import BrokenCheckpointError, FusionConfigError
+from ..families import family_of
+from ..hub import check_stored_ffns, stored_tensors
+from ..recipe import FusionSection
+from ..tensors import check_cluster_sizes
+from .find import find_ffns
+from .forms import FORMS
+from .modules import ClusterScaling
+
+__all__ = ["check_fused_ffns", "check_headers", "refuse_tensor_parallelism"]
+
+
+def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> None:
+    """Checks that the fused FFNs of a loaded model came whole from the checkpoint.
+
+    Args:
+        model: The loaded model.
+        loading_info: What `from_pretrained(output_loading_info=True)` returned with it.
+
+    Raises:
+        BrokenCheckpointError: They did not.
+    """
+    section = FusionSection.from_dict(model.config.mlp_fusion)
+    ffns = [ffn for ffn in find_ffns(model) if ffn.name in section.ffns]
+    parts = {name for ffn in ffns for name in ffn.parameter_names()}
+    scalings = tuple(FORMS[section.ffns[ffn.name].form].scaling_name(ffn) for ffn in ffns)
+    missing = set(loading_info["missing_keys"])
+    mismatched = {item[0] if isinstance(item, tuple) else item for item in loading_info["mismatched_keys"]}
+    for names, fault in ((missing, "lacks"), (mismatched, "has in another shape")):
+        bad = sorted(name for name in names if name in scalings or name in parts)
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise BrokenCheckpointError(
+                f"the checkpoint {fault} {bad[0]!r}{more}, part of a fused FFN; without it the model would compute "
+                "garbage. Fetch the files anew, or fuse the original model again"
+            )
+    for ffn, name in zip(ffns, scalings, strict=True):
+        if name is None:
+            continue
+        scaling = ffn.scaling
+        assert scaling is not None
+        check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
+
+
+def check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, Any]) -> None:
+    """Refuses a checkpoint by its headers, before anything is built or allocated for it.
+
+    Only there is to be seen that P is stored as integers: loading casts it, and 4.5 becomes 4.
+
+    Args:
+        name_or_path: A folder or Hub id.
+        config: Its config.
+        hub_kwargs: `revision`, `subfolder`, `variant` and their like, as `from_pretrained` takes them.
+
+    Raises:
+        BrokenCheckpointError: It is not what its config says.
+    """
+    if getattr(config, "mlp_fusion", None) is None:
+        return
+    section = FusionSection.from_dict(config.mlp_fusion)
+    stored = stored_tensors(name_or_path, hub_kwargs)
+    quantized = getattr(config, "quantization_config", None) is not None
+    check_stored_ffns(stored, section, family_of(config), quantized=quantized)
+    for name in ("num_hidden_layers", "num_decoder_layers", "num_experts"):
+        count = getattr(config, name, None)
+        if isinstance(count, int) and count > len(stored):
+            raise BrokenCheckpointError(
+                f"config.json has {name}={count}, but the checkpoint has {len(stored)} tensors in all"
+            )
+
+
+def refuse_tensor_parallelism(kwargs: Mapping[str, Any]) -> None:
+    """Refuses to cut up the weights of fused FFNs.
+
+    Args:
+        kwargs: What `from_pretrained` was given.
+
+    Raises:
+        FusionConfigError: It asks for tensor parallelism.
+    """
+    plan = kwargs.get("distributed_config")
+    sizes = (kwargs.get("tp_plan"), kwargs.get("tp_size"), getattr(plan, "tp_plan", None), getattr(plan, "tp_size", 1))
+    if any(size not in (None, 1) for size in sizes):
+        raise FusionConfigError(
+            "tensor parallelism cuts hidden units apart, and P stays whole: for inference export the model "
+            "(hf-mlp-fusion export) and load that with tensor parallelism; to train on several GPUs take FSDP2 or DDP"
+        )
+
+
+def _on_cpu(scaling: ClusterScaling) -> torch.Tensor:
+    if not scaling.cluster_sizes.is_meta:
+        return scaling.cluster_sizes.cpu()
+    from accelerate.utils import align_module_device  # offloaded to disk
+
+    with align_module_device(scaling, "cpu"):
+        return scaling.cluster_sizes.clone()
