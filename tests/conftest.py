@@ -21,6 +21,7 @@ from hf_mlp_fusion.modeling.find import find_ffns
 torch.set_num_threads(1)
 
 REAL_MODELS = Path(os.environ.get("HF_MLP_FUSION_TEST_MODELS", Path(__file__).parents[2] / "shared" / "models"))
+BUILT_MODELS = Path(os.environ.get("HF_MLP_FUSION_BUILT_MODELS", Path(__file__).parents[1] / "real-models"))
 
 _BERT_SIZES = {
     "vocab_size": 99,
@@ -131,13 +132,19 @@ def cli(monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def real_model_path() -> Callable[[str], Path]:
-    """Path of a really trained small model (`roberta-mini`, `gpt2-mini`, `switch-mini`); skips where there is none."""
+    """Path of a really trained model; skips where there is none.
+
+    The small ones are `roberta-mini`, `gpt2-mini`, `switch-mini`; `make models` builds `all-mpnet-base-v2` and
+    `smollm2-135m-instruct`.
+    """
 
     def find(name: str) -> Path:
-        path = REAL_MODELS / name
-        if not (path / "config.json").is_file():
-            pytest.skip(f"{path} is not there; set HF_MLP_FUSION_TEST_MODELS to a folder that holds {name}")
-        return path
+        for path in (REAL_MODELS / name, BUILT_MODELS / name):
+            if (path / "config.json").is_file():
+                return path
+        pytest.skip(
+            f"{name} is not there: `make models` builds two, HF_MLP_FUSION_TEST_MODELS names a folder of others"
+        )
 
     return find
 

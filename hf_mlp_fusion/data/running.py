@@ -58,9 +58,14 @@ def on_device(batch: Batch, model: PreTrainedModel) -> Batch:
 
 
 def final_hidden_state(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Runs a model up to its last hidden state (the decoder's, in an encoder-decoder), `[batch, tokens, d]`."""
+    """Runs a model up to its last hidden state (the decoder's, in an encoder-decoder), `[batch, tokens, d]`.
+
+    A model of texts and images has none; there it is the two embeddings, `[batch, 1, d of both]`.
+    """
     outputs = model.base_model(**inputs_of(batch), output_hidden_states=True)
-    states = getattr(outputs, "decoder_hidden_states", None) or outputs.hidden_states
+    states = getattr(outputs, "decoder_hidden_states", None) or getattr(outputs, "hidden_states", None)
+    if states is None:
+        return torch.cat([outputs.text_embeds, outputs.image_embeds], dim=-1)[:, None]
     return states[-1]
 
 

@@ -74,9 +74,9 @@ class _Sums:
     original: float = 0.0
 
     def add(self, wanted: Tensor, found: Tensor, mask: Tensor | None) -> None:
-        """Adds tokens, `[..., d]`; the mask picks among those of `[batch, tokens, d]`."""
+        """Adds tokens, `[..., d]`; a mask that speaks of them, `[batch, tokens]`, picks among them."""
         found = found.to(wanted.device)
-        if mask is not None and wanted.dim() == 3:
+        if mask is not None and mask.shape == wanted.shape[:-1]:
             wanted, found = wanted[mask], found[mask]
         self.difference += (found.double() - wanted.double()).square().sum().item()
         self.original += wanted.double().square().sum().item()

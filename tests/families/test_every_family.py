@@ -11,6 +11,8 @@ from hf_mlp_fusion import FusionConfig, UnsupportedModelError, export_plain, fus
 from hf_mlp_fusion.data import LANGUAGE_OBJECTIVES, objective_of
 from hf_mlp_fusion.families import FAMILIES
 from hf_mlp_fusion.families.compat import auto_models_of
+from hf_mlp_fusion.fusion import first_rows
+from hf_mlp_fusion.measure import flops, latency, ntk_error, output_error
 from hf_mlp_fusion.measure.scalars import scalar_outputs
 from hf_mlp_fusion.modeling.find import find_ffns
 
@@ -61,6 +63,21 @@ def test_calibrate_export_adapt_train(name, tmp_path):
     scalar_outputs(model)(adapted, batch).sum().backward()
     optimizer.step()
     assert any("lora_B" in n and p.any() for n, p in adapted.named_parameters())
+
+
+def test_measures(name):
+    """None of them asks for texts."""
+    model = tiny_family_model(FAMILIES[name])
+    width = next(find_ffns(model)).width
+    fused = fuse_model(model, FusionConfig(width=width // 2))
+    batches = [inputs_of_any(model, batch=2, seed=seed) for seed in range(2)]
+    error = output_error(model, fused, batches)
+    assert 0 < error.mean < 10
+    assert 0 < error.hidden_state < 10
+    kernels = ntk_error(model, fused, first_rows(model, batches))
+    assert set(kernels.ffns) == {ffn.name for ffn in find_ffns(model)}
+    assert 0 < flops(fused, batches[0]) < flops(model, batches[0])
+    assert latency(model, first_rows(model, batches)[0], training=True, seconds=0.0).median > 0
 
 
 def test_every_head_is_registered(name):
