@@ -17,13 +17,13 @@ pytestmark = pytest.mark.real
 DATA = Path(__file__).parents[2] / "shared" / "data"
 LINE = "import hf_mlp_fusion; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
 TASK = """
-task: sentiment
+task: endings
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {rows}}}}}
 test_split: test
 output_type: multiple_choice
-doc_to_text: "Review: {{{{sentence}}}}\\nSentiment:"
-doc_to_choice: [" negative", " positive"]
+doc_to_text: "{{{{start}}}}"
+doc_to_choice: "{{{{endings}}}}"
 doc_to_target: label
 metric_list: [{{metric: acc}}]
 """
@@ -79,23 +79,25 @@ def test_smollm2_writes_and_exports(smollm2, tmp_path):
 
 def test_lm_eval_judges_the_fused_smollm2(smollm2, tmp_path):
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'lm_eval[hf]'")
-    from datasets import Dataset
-
-    sentences("validation", 1)
-    rows = Dataset.from_parquet(str(DATA / "sst2" / "validation.parquet"), cache_dir=str(tmp_path / "cache"))
-    rows.select(range(60)).to_json(tmp_path / "rows.jsonl")
+    words = [text.split() for text in sentences("validation", 300)]
+    starts, ends = ([" ".join(text[part]) for text in words if len(text) > 15] for part in (slice(8), slice(8, 16)))
+    others = ends[1:] + ends[:1]
+    rows = [
+        {"start": start, "endings": [end, other][:: 1 if number % 2 else -1], "label": (number + 1) % 2}
+        for number, (start, end, other) in enumerate(zip(starts, ends, others, strict=True))
+    ][:80]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "sentiment.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
+    (tmp_path / "tasks" / "endings.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
     scores = []
     for folder in smollm2:
-        options = f"run --model hf --model_args pretrained={folder},dtype=float32 --tasks sentiment --device cpu"
+        options = f"run --model hf --model_args pretrained={folder},dtype=float32 --tasks endings --device cpu"
         command = [sys.executable, "-c", LINE, *options.split(), "--include_path", "tasks", "--output_path", "results"]
         environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
         subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
         newest = max((tmp_path / "results").rglob("results_*.json"), key=lambda path: path.stat().st_mtime)
-        scores.append(json.loads(newest.read_text())["results"]["sentiment"]["acc,none"])
-    assert scores[1] > scores[0] - 0.15, scores
-    assert scores[0] > 0.55, scores
+        scores.append(json.loads(newest.read_text())["results"]["endings"]["acc,none"])
+    assert min(scores) > 0.7, scores  # a coin has 0.5
 
 
 @pytest.fixture(scope="module")

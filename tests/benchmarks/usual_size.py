@@ -1,11 +1,12 @@
 """MPNet-base and SmolLM2-135M in one shot: what fusion leaves of embeddings and of perplexity, and what it takes.
 
-Usage: python tests/benchmarks/usual_size.py TEXTS [--models real-models] [--device cuda] [--windows 512]. TEXTS is what
-`read_texts` takes; a tenth of the texts, by their hash, is measured on and the rest calibrated on. `make models` builds
-the models. Prints two tables in Markdown.
+Usage: python tests/benchmarks/usual_size.py TEXTS [--models real-models] [--device cuda] [--windows 512]. TEXTS is
+what `read_texts` takes; a tenth of the texts, by their hash, is measured on and the rest calibrated on. `make models`
+builds the models. Prints two tables in Markdown.
 """
 
 import argparse
+import functools
 import time
 import warnings
 
@@ -39,9 +40,8 @@ def fused_models(model, batches, widths, layers):
         for name, options in RECIPES.items():
             config = FusionConfig(width=width, layers=layers, **options)
             data = None if name == "fusion without data" else batches
-            fused, seconds, memory = timed(
-                lambda config=config, data=data: fuse_model(model, config, calibration=data)
-            )
+            fuse = functools.partial(fuse_model, model, config, calibration=data)
+            fused, seconds, memory = timed(fuse)
             share = fused.fusion_report.parameters_after / fused.fusion_report.parameters_before
             yield f"{name}, {width}", fused, share, seconds, memory
 
