@@ -15,6 +15,13 @@ from hf_mlp_fusion.baselines import METHODS
 from hf_mlp_fusion.families import FAMILIES
 
 DOCS = Path(__file__).parents[1] / "docs"
+ROOT = DOCS.parent
+TEXTS = [
+    ROOT / "README.md",
+    *sorted(DOCS.glob("*.md")),
+    *sorted((ROOT / "model_cards").rglob("*.md")),
+    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +107,12 @@ def test_the_page_on_families_has_the_table(cli):
     code, table, _ = cli("families", "--markdown")
     assert code == 0
     assert table in (DOCS / "families.md").read_text(encoding="utf-8"), "run `hf-mlp-fusion families --markdown`"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_in_texts_exist(path):
+    for name in set(re.findall(r"\bhf_mlp_fusion(?:\.[a-zA-Z_]\w*)+", path.read_text(encoding="utf-8"))):
+        assert pkgutil.resolve_name(name) is not None
+    for module, names in re.findall(r"from (hf_mlp_fusion[\w.]*) import ([\w, ]+)", path.read_text(encoding="utf-8")):
+        for name in names.split(","):
+            assert pkgutil.resolve_name(f"{module}.{name.strip()}") is not None

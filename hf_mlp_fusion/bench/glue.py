@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
-from ..data import Batch, load_tokenizer, longest_row, pad_batch
+from ..data import Batch, load_tokenizer, longest_row, padded_batches
 from ..errors import DataError, UnsupportedModelError
 from ..fusion import SAMPLES, calibration_batches
 from ..metrics import load
@@ -148,11 +148,8 @@ class GlueBench:
         columns = [list(data.train[column])[:SAMPLES] for column in GLUE[task].texts]
         if model.config.is_encoder_decoder:
             return calibration_batches(model, [text for texts in columns for text in texts], tokenizer)
-        rows = tokenizer(*columns, truncation=True, max_length=longest_row(model, settings.max_length))["input_ids"]
-        rows = sorted(rows, key=len)  # those of like length together pad least
-        chunks = (rows[start : start + 16] for start in range(0, len(rows), 16))
-        padded = (pad_batch(chunk, tokenizer.pad_token_id) for chunk in chunks)
-        return [{"input_ids": ids, "attention_mask": mask} for ids, mask in padded]
+        coded = tokenizer(*columns, truncation=True, max_length=longest_row(model, settings.max_length))
+        return padded_batches([{"input_ids": ids} for ids in coded["input_ids"]], tokenizer.pad_token_id)
 
     def run(
         self,

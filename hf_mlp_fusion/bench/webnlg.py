@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DataCollatorForSeq2Seq, set_seed
 
-from ..data import Batch, load_tokenizer, longest_row, on_device, pad_batch
+from ..data import Batch, load_tokenizer, longest_row, on_device, padded_batches
 from ..errors import DataError, UnsupportedModelError
 from ..fusion import SAMPLES
 from ..metrics import load
@@ -94,14 +94,7 @@ class WebNLGBench:
     ) -> list[Batch]:
         """The first training rows, prompts and texts, as the model will see them."""
         rows = training_rows(data.train[:SAMPLES], tokenizer, longest_row(model, settings.max_length))[:SAMPLES]
-        rows.sort(key=lambda row: len(row["input_ids"]))  # those of like length together pad least
-        batches = []
-        for start in range(0, len(rows), 16):
-            chunk = rows[start : start + 16]
-            ids, mask = pad_batch([row["input_ids"] for row in chunk], tokenizer.pad_token_id)
-            labels, _ = pad_batch([row["labels"] for row in chunk], -100)
-            batches.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
-        return batches
+        return padded_batches(rows, tokenizer.pad_token_id)
 
     def run(
         self,

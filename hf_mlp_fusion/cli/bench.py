@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,7 @@ from .options import (
     parse_names,
     parse_width,
 )
+from .shared import takes
 
 if TYPE_CHECKING:
     from ..bench.lines import Line
@@ -74,7 +76,35 @@ _Out = Annotated[
 _Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.", rich_help_panel=OUTPUT)]
 
 
+@dataclass(frozen=True)
+class _Runs:
+    """The options of a bench."""
+
+    methods: _Methods = _METHODS
+    rival: _Rival = None
+    seeds: _Seeds = 3
+    rates: _Rates = "2e-5,5e-5,1e-4,2e-4"
+    epochs: _Epochs = 3
+    batch_size: BatchSize = 32
+    max_length: MaxLength = 128
+    width: Width = str(DEFAULTS.width)
+    layers: Layers = str(DEFAULTS.layers)
+    limit: _Limit = None
+    processes: _Processes = 1
+    out: _Out = Path("bench.jsonl")
+    as_json: Json = False
+    as_markdown: _Markdown = False
+
+
+@dataclass(frozen=True)
+class _WebNLGRuns(_Runs):
+    rates: _Rates = "3e-4,1e-3"
+    epochs: _Epochs = 5
+    max_length: MaxLength = 256
+
+
 @app.command()
+@takes(_Runs)
 def glue(
     model: _Model,
     data: Annotated[
@@ -83,62 +113,33 @@ def glue(
     tasks: Annotated[str, typer.Option(help="sst2, cola, mrpc, stsb, mnli, qnli, separated by commas.")] = (
         "sst2,cola,mrpc,stsb"
     ),
-    methods: _Methods = _METHODS,
-    rival: _Rival = None,
-    seeds: _Seeds = 3,
-    rates: _Rates = "2e-5,5e-5,1e-4,2e-4",
-    epochs: _Epochs = 3,
-    batch_size: BatchSize = 32,
-    max_length: MaxLength = 128,
-    width: Width = str(DEFAULTS.width),
-    layers: Layers = str(DEFAULTS.layers),
     targets: Targets = DEFAULTS.targets,
     train_routers: _Routers = False,
-    limit: _Limit = None,
-    processes: _Processes = 1,
-    out: _Out = Path("bench.jsonl"),
-    as_json: Json = False,
-    as_markdown: _Markdown = False,
+    *,
+    options: _Runs,
 ) -> None:
     """GLUE tasks on an encoder, a causal model with a new head, or, in words, an encoder-decoder.
 
     Stop with Ctrl-C when you like: the same command goes on from there.
     """
-    recipe = FusionConfig(parse_width(width), parse_layers(layers), targets)
-    training = (epochs, batch_size, max_length, train_routers)
-    _run("glue", model, data, tasks, methods, rival, seeds, rates, recipe, training, limit, processes, out)
-    _show(out, as_json, as_markdown)
+    _run("glue", model, data, tasks, options, targets=targets, train_routers=train_routers)
 
 
 @app.command()
+@takes(_WebNLGRuns)
 def webnlg(
     model: _Model,
     data: Annotated[
         str, typer.Option(help="Folder with train.parquet, validation.parquet, test.parquet, or a Hub data set.")
     ],
-    methods: _Methods = _METHODS,
-    rival: _Rival = None,
-    seeds: _Seeds = 3,
-    rates: _Rates = "3e-4,1e-3",
-    epochs: _Epochs = 5,
-    batch_size: BatchSize = 32,
-    max_length: MaxLength = 256,
-    width: Width = str(DEFAULTS.width),
-    layers: Layers = str(DEFAULTS.layers),
-    limit: _Limit = None,
-    processes: _Processes = 1,
-    out: _Out = Path("bench.jsonl"),
-    as_json: Json = False,
-    as_markdown: _Markdown = False,
+    *,
+    options: _WebNLGRuns,
 ) -> None:
     """WebNLG (triples to text) on a causal language model: BLEU, METEOR and TER, on seen and unseen categories.
 
     Stop with Ctrl-C when you like: the same command goes on from there.
     """
-    recipe = FusionConfig(parse_width(width), parse_layers(layers))
-    training = (epochs, batch_size, max_length, False)
-    _run("webnlg", model, data, "webnlg", methods, rival, seeds, rates, recipe, training, limit, processes, out)
-    _show(out, as_json, as_markdown)
+    _run("webnlg", model, data, "webnlg", options)
 
 
 @app.command()
@@ -205,19 +206,14 @@ def _run(
     model: str,
     data: str,
     tasks: str,
-    methods: str,
-    rivals: list[str] | None,
-    seeds: int,
-    rates: str,
-    recipe: FusionConfig,
-    training: tuple[int, int, int, bool],
-    limit: int | None,
-    processes: int,
-    out: Path,
+    options: _Runs,
+    *,
+    targets: str = DEFAULTS.targets,
+    train_routers: bool = False,
 ) -> None:
-    """Runs what is not in the file yet, and appends it."""
-    grid = _numbers(rates)
-    epochs, batch_size, max_length, train_routers = training
+    """Runs what is not in the file yet, appends it, and shows the file."""
+    recipe = FusionConfig(parse_width(options.width), parse_layers(options.layers), targets)
+    grid = _numbers(options.rates)
 
     from transformers.utils import logging as transformers_logging
 
@@ -225,17 +221,18 @@ def _run(
     from ..bench.runner import RIVAL, Job, jobs_for, run_jobs
     from ..bench.train import Settings
 
-    settings = Settings(epochs, batch_size, max_length, train_routers=train_routers)
+    settings = Settings(options.epochs, options.batch_size, options.max_length, train_routers=train_routers)
     command = shlex.join(["hf-mlp-fusion", *sys.argv[1:]])
-    template = Job(bench, model, data, "", "", 0, grid, recipe, settings, limit, command)
-    every = [*parse_names(methods), *(RIVAL + name for name in rivals or ())]
+    template = Job(bench, model, data, "", "", 0, grid, recipe, settings, options.limit, command)
+    every = [*parse_names(options.methods), *(RIVAL + name for name in options.rival or ())]
+    out = options.out
     done = {line.key for line in read_lines(out)}
-    jobs = jobs_for(template, parse_names(tasks), every, seeds, done)
-    total = len(parse_names(tasks)) * len(every) * seeds * len(grid)
+    jobs = jobs_for(template, parse_names(tasks), every, options.seeds, done)
+    total = len(parse_names(tasks)) * len(every) * options.seeds * len(grid)
     try:
         with transformers_logging.tqdm(total=total, desc="Fine-tuning", unit="run") as progress:
             progress.update(total - sum(len(job.rates) for job in jobs))
-            for line in run_jobs(jobs, processes):
+            for line in run_jobs(jobs, options.processes):
                 append_line(out, line)
                 progress.set_description(f"Fine-tuning ({line.task}, {line.method} done)")
                 progress.update()
@@ -243,6 +240,7 @@ def _run(
         console = Console(stderr=True, highlight=False)
         console.print(f"The finished runs are in {out}; the same command goes on from there.", markup=False)
         raise
+    _show(out, options.as_json, options.as_markdown)
 
 
 def _show(out: Path, as_json: bool, as_markdown: bool, wanted: Callable[[Line], bool] = lambda line: True) -> None:

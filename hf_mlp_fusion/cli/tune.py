@@ -11,7 +11,21 @@ from rich.table import Table
 
 from ..errors import DataError, FusionConfigError
 from ..files import check_output_folder, output_folder
-from .options import HOW, Dataset, Device, FusedModel, Json, NewFolder, Overwrite, Seed, Split, Texts
+from .options import (
+    HOW,
+    TRAINING,
+    BatchSize,
+    Dataset,
+    Device,
+    FusedModel,
+    Json,
+    MaxLength,
+    NewFolder,
+    Overwrite,
+    Seed,
+    Split,
+    Texts,
+)
 
 if TYPE_CHECKING:
     from ..training import TuningResult
@@ -33,10 +47,12 @@ def tune(
         str,
         typer.Option(help="What is to be as in the original: hidden_states or ffn_outputs.", rich_help_panel=HOW),
     ] = "hidden_states",
-    epochs: Annotated[float, typer.Option(min=0, help="Passes over the texts.", rich_help_panel=HOW)] = 1.0,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW at the start.", rich_help_panel=HOW)] = 3e-4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.", rich_help_panel=HOW)] = 16,
-    max_length: Annotated[int, typer.Option(min=8, help="Tokens a row, at most.", rich_help_panel=HOW)] = 128,
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the texts.", rich_help_panel=TRAINING)] = 1.0,
+    lr: Annotated[
+        float, typer.Option(min=0, help="Learning rate of AdamW at the start.", rich_help_panel=TRAINING)
+    ] = 3e-4,
+    batch_size: BatchSize = 16,
+    max_length: MaxLength = 128,
     seed: Seed = 0,
     device: Device = "cpu",
     overwrite: Overwrite = False,

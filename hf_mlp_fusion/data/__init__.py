@@ -17,7 +17,7 @@ from .running import (
     unpadded,
 )
 from .sampling import sample_batches
-from .texts import Batch, load_tokenizer, pad_batch, read_texts, split_texts, text_column
+from .texts import Batch, load_tokenizer, pad_batch, padded_batches, read_texts, split_texts, text_column
 
 __all__ = [
     "LANGUAGE_OBJECTIVES",
@@ -33,6 +33,7 @@ __all__ = [
     "objective_of",
     "on_device",
     "pad_batch",
+    "padded_batches",
     "read_texts",
     "router_logits",
     "row_count",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = [
     "Batch",
     "load_tokenizer",
     "pad_batch",
+    "padded_batches",
     "read_texts",
     "special_tokens",
     "split_texts",
@@ -174,6 +175,29 @@ def token_windows(texts: Iterable[str], tokenizer: Any, max_length: int) -> Iter
             waiting, found = waiting[room:], True
     if waiting and not found:
         yield prefix + waiting + suffix
+
+
+def padded_batches(rows: Sequence[Mapping[str, Sequence[int]]], padding: int, batch_size: int = 16) -> list[Batch]:
+    """Batches of rows, those of like length together, for they pad least.
+
+    Args:
+        rows: Each with `input_ids` and perhaps `labels`, token ids.
+        padding: What to pad `input_ids` with; labels are padded with -100.
+        batch_size: Rows of a batch.
+
+    Returns:
+        Batches of `input_ids`, `attention_mask` and, where the rows have them, `labels`, each `[batch, tokens]`.
+    """
+    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    batches = []
+    for start in range(0, len(ordered), batch_size):
+        chunk = ordered[start : start + batch_size]
+        ids, mask = pad_batch([row["input_ids"] for row in chunk], padding)
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if "labels" in chunk[0]:
+            batch["labels"], _ = pad_batch([row["labels"] for row in chunk], -100)
+        batches.append(batch)
+    return batches
 
 
 def pad_batch(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:

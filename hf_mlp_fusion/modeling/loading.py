@@ -40,17 +40,17 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
 
 
 def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
-    """Loads a fused model with the head it was saved with. Only safetensors are read.
+    """As `load_stock_model`, of a fused model.
 
     Args:
         name_or_path: A folder or a Hub id.
-        dtype: Name of a torch dtype, or `"auto"` for the one that the weights are stored in.
-        device: Device to load it to.
+        dtype: As for `load_stock_model`.
+        device: As for `load_stock_model`.
 
     Raises:
-        FusionConfigError: There is no such folder or repository.
         UnsupportedModelError: It is not fused, or has no safetensors.
-        BrokenCheckpointError: Its files are broken.
+        FusionConfigError: As `load_stock_model`.
+        BrokenCheckpointError: As `load_stock_model`.
     """
     config = read_config(name_or_path)
     if getattr(config, "mlp_fusion", None) is None:
