@@ -36,6 +36,7 @@ def _tell_listeners(family: Family) -> None:
 class FusedConfigMixin:
     """What every fused config class adds to its stock class: the `mlp_fusion` section."""
 
+    auto_map: dict[str, str] = {}  # noqa: RUF012 (TRL reads it of classes that are not in transformers; never saved)
     stock_model_type: ClassVar[str]
     family: ClassVar[Family]
     mlp_fusion: dict[str, Any] | None
