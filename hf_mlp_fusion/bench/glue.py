@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from ..data import Batch, load_tokenizer, longest_row, padded_batches
 from ..errors import DataError, UnsupportedModelError
+from ..files import is_dataset_id
 from ..fusion import SAMPLES, calibration_batches
 from ..metrics import load
+from ..modeling.loading import load_for_task
 from .train import History, Settings, fine_tune
 
 if TYPE_CHECKING:
@@ -128,16 +129,15 @@ class GlueBench:
             if not labels:
                 raise UnsupportedModelError(f"{task} asks for a number, which a model that writes text cannot give")
             _label_words(GLUE[task], tokenizer)
-            return AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True), tokenizer
+            return load_for_task(AutoModelForSeq2SeqLM, name), tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model = load_for_task(
+            AutoModelForSequenceClassification,
             name,
             num_labels=len(labels) or 1,
             problem_type=None if labels else "regression",
             pad_token_id=tokenizer.pad_token_id,
-            dtype=torch.float32,
-            use_safetensors=True,
         )
         return model, tokenizer
 
@@ -241,6 +241,8 @@ def _read_split(task: GlueTask, source: str, split: str) -> Dataset:
         rows: Any = Dataset(pyarrow.parquet.read_table(path))
     elif Path(source).expanduser().is_dir():
         raise DataError(f"{folder} has no {split}.parquet; give a folder with <task>/<split>.parquet, or a Hub name")
+    elif not is_dataset_id(source):
+        raise DataError(f"there is no folder {source} (and data sets on the Hub are named owner/name)")
     else:
         try:
             rows = load_dataset(source, task.name, split=split)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..data import Batch, pad_batch
 from ..errors import DataError
+from ..files import is_dataset_id
 
 __all__ = ["WebNLGItem", "linearise", "prompt_batch", "read_webnlg", "training_rows"]
 
@@ -75,6 +76,10 @@ def _folder(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def _hub(source: str) -> dict[str, list[dict[str, Any]]]:
     from datasets import load_dataset
 
+    if not is_dataset_id(source):
+        raise DataError(
+            f"WebNLG could not be read from {source}: there is no folder of that name, and no such name on the Hub"
+        )
     name, _, config = source.partition(":")
     try:
         return {str(split): table.to_list() for split, table in load_dataset(name, config or None).items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import locate_file
+from ..files import is_dataset_id, locate_file
 
 __all__ = [
     "Batch",
@@ -40,7 +40,7 @@ def read_texts(source: str | Path, *, column: str | None = None, split: str = "t
 
     Args:
         source: A `.parquet`, `.csv`, `.json` or `.jsonl` file with a column of texts, any other file with a text a
-            line, or the name of a data set (`"nyu-mll/glue:sst2"` with its configuration behind a colon).
+            line, or the name of a data set with its owner (`"nyu-mll/glue:sst2"`, the configuration behind a colon).
         column: The column of texts; if not given, the first of `text`, `sentence`, `sentence1`, `content`.
         split: The split of a data set; files have none.
 
@@ -72,8 +72,10 @@ def _column(source: str | Path, path: Path, column: str | None, split: str) -> S
             if path.is_file():
                 builder = _BUILDERS[path.suffix]
                 table: Any = load_dataset(builder, data_files=str(path), split="train", cache_dir=cache)
-            elif path.exists() or path.suffix in _BUILDERS or path.is_absolute():
-                raise FileNotFoundError("there is no such file")
+            elif path.is_dir():
+                raise IsADirectoryError("it is a folder: name a file in it")
+            elif not is_dataset_id(str(source)):
+                raise FileNotFoundError("there is no such file (and data sets on the Hub are named owner/name)")
             else:
                 name, _, config = str(source).partition(":")
                 table = load_dataset(name, config or None, split=split)

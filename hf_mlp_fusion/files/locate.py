@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import FusionConfigError
 
-__all__ = ["check_exists", "locate_file"]
+__all__ = ["check_exists", "is_dataset_id", "locate_file"]
 
 
 def locate_file(name_or_path: str, filename: str) -> Path | None:
@@ -42,8 +42,30 @@ def check_exists(name_or_path: str) -> None:
         name_or_path: A folder or a Hub id.
 
     Raises:
-        FusionConfigError: It looks like a folder, and there is none.
+        FusionConfigError: It is no folder and no Hub id.
     """
-    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
-    if not os.path.isdir(name_or_path) and (looks_like_path or os.path.exists(name_or_path)):
-        raise FusionConfigError(f"{name_or_path}: no such folder; give a model folder or a Hub id such as gpt2")
+    if not os.path.isdir(name_or_path) and (os.path.exists(name_or_path) or not _is_repo_id(name_or_path)):
+        raise FusionConfigError(f"{name_or_path!r}: no such folder; give a model folder or a Hub id such as gpt2")
+
+
+def is_dataset_id(name: str) -> bool:
+    """Whether a name can be that of a data set on the Hub: `owner/name`, perhaps its configuration behind a colon.
+
+    A single word is more likely a mistyped file, whose name is nobody's business.
+
+    Args:
+        name: The name.
+    """
+    repo_id = name.partition(":")[0]
+    return repo_id.count("/") == 1 and _is_repo_id(repo_id) and not Path(repo_id).suffix[1:].isalpha()
+
+
+def _is_repo_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return bool(name) and not name.startswith((".", "~"))

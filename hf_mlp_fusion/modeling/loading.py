@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
+from ..families import FAMILIES
 from ..files import check_exists
 from .classes import find_class
+from .find import find_ffns
 
-__all__ = ["load_fused_model", "load_stock_model", "read_config"]
+__all__ = ["check_nothing_missing", "load_for_task", "load_fused_model", "load_stock_model", "read_config"]
 
 
 def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
@@ -37,6 +43,26 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
     if stock is None:
         raise UnsupportedModelError(f"{name_or_path} has the class {architecture!r}, which transformers does not know")
     return _load(stock, name_or_path, config, dtype, device)
+
+
+def load_for_task(auto_class: Any, name_or_path: str, **kwargs: Any) -> PreTrainedModel:
+    """Loads a stock model in float32 with the head of a task, which may be new. Only safetensors are read.
+
+    Args:
+        auto_class: The `AutoModelFor...` of the task.
+        name_or_path: A folder or a Hub id.
+        kwargs: What else `from_pretrained` is to know.
+
+    Raises:
+        BrokenCheckpointError: Weights of its layers are missing.
+    """
+    model, info = auto_class.from_pretrained(
+        name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **kwargs
+    )
+    known = model.config.model_type in FAMILIES
+    layers = {f"{ffn.prefix}{ffn.spec.layers_path(ffn.name)}." for ffn in find_ffns(model)} if known else set()
+    check_nothing_missing(name_or_path, [name for name in info["missing_keys"] if name.startswith(tuple(layers))])
+    return model
 
 
 def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
@@ -85,8 +111,11 @@ def read_config(name_or_path: str) -> Any:
 def _load(cls: Any, name_or_path: str, config: Any, dtype: str, device: str) -> Any:
     kwargs: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
     try:
-        return cls.from_pretrained(name_or_path, config=config, dtype=dtype, use_safetensors=True, **kwargs)
+        model, info = cls.from_pretrained(
+            name_or_path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs
+        )
     except OSError as error:
+        _check_permissions(name_or_path)
         if "safetensors" in str(error):
             raise UnsupportedModelError(
                 f"{name_or_path} has no safetensors weights, and pickles are not read: convert it first, with "
@@ -94,8 +123,38 @@ def _load(cls: Any, name_or_path: str, config: Any, dtype: str, device: str) -> 
             ) from error
         raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
     except Exception as error:
+        _check_permissions(name_or_path)
         # safetensors has its own exception type, and transformers raises RuntimeError on shape mismatches.
         raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
+    check_nothing_missing(name_or_path, info["missing_keys"])
+    return model
+
+
+def check_nothing_missing(name_or_path: str, missing: Iterable[str]) -> None:
+    """Refuses a model of which weights are missing in the checkpoint: they would be random, and be fused as such.
+
+    Args:
+        name_or_path: Where it came from.
+        missing: Names of the weights that `from_pretrained` did not find.
+
+    Raises:
+        BrokenCheckpointError: There are some.
+    """
+    names = sorted(missing)
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise BrokenCheckpointError(
+            f"the checkpoint {name_or_path} lacks {names[0]!r}{more}, which would be random numbers: fetch its files "
+            "anew, or mend model_type and architectures in its config.json"
+        )
+
+
+def _check_permissions(name_or_path: str) -> None:
+    """Says so where a file of a model folder may not be read, which libraries call a missing or broken file."""
+    folder = Path(name_or_path)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_file() and not os.access(path, os.R_OK):
+            raise FusionConfigError(f"{path} may not be read: give its reader the permission")
 
 
 def _first_line(error: BaseException) -> str:
