@@ -9,6 +9,7 @@ __all__ = [
     "FusionError",
     "FusionWarning",
     "HubError",
+    "MemoryLimitError",
     "UnsupportedModelError",
 ]
 
@@ -31,6 +32,10 @@ class BrokenCheckpointError(FusionError, ValueError):
 
 class DataError(FusionError, ValueError):
     """Texts, or texts and a model together, from which nothing can be measured."""
+
+
+class MemoryLimitError(FusionError, MemoryError):
+    """Work that takes more memory than there is. It was not started, or nothing of it was kept."""
 
 
 class HubError(FusionError, OSError):

@@ -16,9 +16,11 @@ from .texts import Batch
 __all__ = [
     "evaluating",
     "final_hidden_state",
+    "in_pieces",
     "inputs_of",
     "on_device",
     "router_logits",
+    "single_rows",
     "token_mask",
     "unpadded",
 ]
@@ -87,6 +89,28 @@ def router_logits(outputs: Any) -> Iterator[tuple[bool, Tensor]]:
         raise DataError("the outputs hold no router logits: call the model with output_router_logits=True")
 
 
+def in_pieces(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
+    """Yields batches cut into pieces.
+
+    Args:
+        batches: Batches, of any size.
+        rows: Rows of a piece, at most.
+    """
+    for batch in batches:
+        count = len(batch["input_ids"])
+        for start in range(0, count, rows):
+            yield {
+                # What all rows share (positions, say) stays whole.
+                name: tensor[start : start + rows] if tensor.dim() and len(tensor) == count else tensor
+                for name, tensor in batch.items()
+            }
+
+
+def single_rows(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yields the rows of batches one by one, without padding."""
+    return unpadded(in_pieces(batches, 1))
+
+
 def unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yields batches without padding as they are, and the rows of others one by one, without their padding.
 
@@ -96,8 +120,7 @@ def unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
         if all((mask := token_mask(batch, decoder=decoder)) is None or mask.all() for decoder in (False, True)):
             yield batch
             continue
-        for index in range(len(batch["input_ids"])):
-            row = {name: tensor[index : index + 1] for name, tensor in batch.items()}
+        for row in in_pieces([batch], 1):
             for decoder in (False, True):
                 mask = token_mask(row, decoder=decoder)
                 if mask is None:
