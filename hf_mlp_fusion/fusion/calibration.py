@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from ..data import (
     LANGUAGE_OBJECTIVES,
     Batch,
+    Progress,
     evaluating,
+    fitting_pieces,
+    forward_work,
     inputs_of,
     load_tokenizer,
     make_batches,
@@ -23,12 +26,14 @@ from ..data import (
     on_device,
     read_texts,
     sample_batches,
+    single_rows,
     text_column,
     token_mask,
     unpadded,
 )
 from ..errors import DataError
 from ..modeling.ffn import FFN
+from ..modeling.find import find_ffns
 from ..tensors import FFNWeights, Moments, MomentSums
 
 __all__ = [
@@ -38,6 +43,8 @@ __all__ = [
     "calibration_batches",
     "collect_moments",
     "first_rows",
+    "kernel_rows",
+    "moments_work",
     "with_decoder_inputs",
 ]
 
@@ -49,6 +56,9 @@ SAMPLED = "sampled"
 
 NTK_SAMPLES = 32
 """Rows on which kernel sizes are matched."""
+
+NTK_TOKENS = 128
+"""Tokens of each such row, at most."""
 
 
 def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any = None) -> list[Batch]:
@@ -128,6 +138,24 @@ def first_rows(model: PreTrainedModel, batches: Sequence[Batch], rows: int = NTK
     return chosen
 
 
+def kernel_rows(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Batch]:
+    """The rows on which kernel sizes are matched: the first ones, one by one, without padding and not too long.
+
+    Args:
+        model: The model.
+        batches: Batches; where a language model's have no labels, every token is one.
+    """
+    return [_cut(row, NTK_TOKENS) for row in single_rows(first_rows(model, batches))]
+
+
+def _cut(row: Batch, tokens: int) -> Batch:
+    """The first tokens of a row; the whole row, where a tensor has another shape than tokens have."""
+    lengths = {tensor.shape[-1] for name, tensor in row.items() if name.endswith("input_ids")}
+    if any(tensor.dim() != 2 or tensor.shape[1] not in lengths for tensor in row.values()):
+        return row
+    return {name: tensor[:, :tokens] for name, tensor in row.items()}
+
+
 class _FinishedError(Exception):
     """Ends a forward once the FFNs of interest have run."""
 
@@ -135,7 +163,7 @@ class _FinishedError(Exception):
 def collect_moments(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
     units: Mapping[str, FFNWeights] | None = None,
 ) -> dict[str, Moments]:
     """Runs a model up to some FFNs and takes the second moments of their hidden units and outputs.
@@ -159,19 +187,29 @@ def collect_moments(
         for hook in _watch(ffn, sums[ffn.name], running, None if units is None else units[ffn.name])
     ]
     hooks.append(_holder(model, ffns).register_forward_hook(_stop))
-    rows = list(unpadded(batches)) if any(ffn.expert is not None for ffn in ffns) else batches
+    rows = unpadded(batches) if any(ffn.expert is not None for ffn in ffns) else batches
+    count = sum(len(batch["input_ids"]) for batch in batches)
+    work = moments_work(model, ffns, batches)
+    mend = "fewer or shorter calibration rows shorten it"
     try:
-        with evaluating(model):
-            for batch in transformers_logging.tqdm(rows, desc="Calibrating", unit="batch", leave=False):
+        with evaluating(model), Progress(count, "moments", work=work, shorter=mend) as progress:
+            for batch in fitting_pieces(model, rows):
                 running["batch"] = on_device(batch, model)
-                try:
+                with contextlib.suppress(_FinishedError):
                     model(**inputs_of(running["batch"]))
-                except _FinishedError:
-                    continue
+                progress.update(len(batch["input_ids"]))
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: item.moments() for name, item in sums.items() if item.count}
+    # One after another: the sums of one are gone before the moments of the next are there.
+    return {name: item.moments() for name in list(sums) if (item := sums.pop(name)).count}
+
+
+def moments_work(model: PreTrainedModel, ffns: Sequence[FFN], batches: Iterable[Batch]) -> float:
+    """About how many operations `collect_moments` takes."""
+    last, everything = ffns[-1], list(find_ffns(model))
+    passed = 1 + max(number for number, ffn in enumerate(everything) if ffn.name == last.name)
+    return forward_work(model, batches) * passed / max(1, len(everything))
 
 
 def _stop(module: nn.Module, arguments: object, output: object) -> None:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data import LANGUAGE_OBJECTIVES, Batch, inputs_of, objective_of
+from ..data import LANGUAGE_OBJECTIVES, LOGIT_BYTES, Batch, inputs_of, objective_of
 from .scalars import scalar_outputs, token_log_probabilities
 
 __all__ = ["LabelScores"]
 
-_LOGIT_BYTES = 2**27  # of a piece's logits; its log-probabilities and gradients are as many again
 _PROBE = 8  # tokens that tell whether logits are what the output embeddings give
 
 
@@ -94,7 +93,7 @@ class LabelScores:
         assert self.head is not None
         weight = self.head.weight
         assert isinstance(weight, Tensor)
-        size = max(1, _LOGIT_BYTES // (4 * len(weight)))
+        size = max(1, LOGIT_BYTES // (4 * len(weight)))
         for piece, wanted in zip(states.split(size), labels.split(size), strict=True):
             if torch.is_grad_enabled():
                 piece.requires_grad_()

@@ -9,16 +9,24 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging as transformers_logging
 
-from ..data import Batch, evaluating, on_device, single_rows, spare_bytes
+from ..data import (
+    Batch,
+    Progress,
+    evaluating,
+    forward_work,
+    on_device,
+    single_rows,
+    spare_bytes,
+    token_count,
+)
 from ..errors import FusionConfigError, UnsupportedModelError
 from ..modeling.find import find_ffns
 from ..modeling.rows import Rows
 from .gradients import LinearMap, Tokens, linear_maps, parameter_gradients, token_gradients
 from .pairs import parameter_blocks, reduced_ffns
 
-__all__ = ["KERNELS", "NTK", "Item", "ntk"]
+__all__ = ["KERNELS", "NTK", "Item", "kernel_work", "ntk"]
 
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"adam": torch.sign, "sgd": lambda gradients: gradients}
 """Kernels K = G·u(G)ᵀ by name, u being the update that an optimiser makes of a gradient."""
@@ -96,7 +104,13 @@ def ntk(
     with evaluating(model):
         passes = list(_module_passes(by_module, rows, room))
         slices = list(_slices(model, others, max(1, room // max(1, len(rows)))))
-        progress = transformers_logging.tqdm(total=(len(passes) + len(slices)) * len(rows), desc="NTK", unit="row")
+        number = len(passes) + len(slices)
+        progress = Progress(
+            number * len(rows),
+            "kernels",
+            work=number * kernel_work(model, rows),
+            shorter="fewer or shorter rows shorten it, or a recipe with ntk='none'",
+        )
         for modules in passes:
             kept = token_gradients(model, rows, modules, progress.update)
             for module in modules:
@@ -107,6 +121,11 @@ def ntk(
             _add(parts, model, rows, chosen, KERNELS[kernel], progress.update)
         progress.close()
     return NTK(kernel, parts)
+
+
+def kernel_work(model: PreTrainedModel, rows: Iterable[Batch]) -> float:
+    """About how many operations one pass over the samples takes."""
+    return 2 * forward_work(model, rows)
 
 
 def _blocks(
@@ -134,7 +153,7 @@ def _parameter_of(item: Item) -> str:
 
 def _module_passes(modules: Iterable[nn.Module], rows: Sequence[Batch], room: int) -> Iterator[list[nn.Module]]:
     """Packs linear maps into passes, so that what each keeps of all rows fits."""
-    tokens = sum(max(tensor.shape[-1] for name, tensor in row.items() if name.endswith("input_ids")) for row in rows)
+    tokens = token_count(rows)
     taken: list[nn.Module] = []
     left = room
     for module in modules:

@@ -195,7 +195,7 @@ def test_no_more_logits_are_there_at_once_than_asked_for(family, monkeypatch):
     model = tiny_model(family).double()
     batches = batches_for(model, family)
     whole = ntk(model, batches).total
-    monkeypatch.setattr("hf_mlp_fusion.measure.log_probabilities._LOGIT_BYTES", 2 * 4 * 99)
+    monkeypatch.setattr("hf_mlp_fusion.measure.log_probabilities.LOGIT_BYTES", 2 * 4 * 99)
     sizes = []
     hook = model.get_output_embeddings().register_forward_hook(lambda *args: sizes.append(args[2].numel() // 99))
     torch.testing.assert_close(ntk(model, batches).total, whole, rtol=1e-6, atol=1e-9)
