@@ -17,6 +17,7 @@ from .objectives import LANGUAGE_OBJECTIVES, longest_row, make_batches, objectiv
 from .progress import Progress, progress_over
 from .running import (
     evaluating,
+    few_logits,
     final_hidden_state,
     in_pieces,
     inputs_of,
@@ -37,6 +38,7 @@ __all__ = [
     "available_bytes",
     "check_room",
     "evaluating",
+    "few_logits",
     "final_hidden_state",
     "fitting_pieces",
     "forward_work",

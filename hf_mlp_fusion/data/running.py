@@ -15,6 +15,7 @@ from .texts import Batch
 
 __all__ = [
     "evaluating",
+    "few_logits",
     "final_hidden_state",
     "in_pieces",
     "inputs_of",
@@ -55,6 +56,36 @@ def final_hidden_state(model: PreTrainedModel, batch: Batch) -> Tensor:
     outputs = model.base_model(**inputs_of(batch), output_hidden_states=True)
     states = getattr(outputs, "decoder_hidden_states", None) or outputs.hidden_states
     return states[-1]
+
+
+@contextlib.contextmanager
+def few_logits(model: PreTrainedModel, tokens: int = 1) -> Iterator[list[Tensor]]:
+    """Lets a language model's output embeddings see the first tokens of each row alone: logits of all may be huge.
+
+    No forward can be stopped before its head, and not all have an argument that spares it.
+
+    Args:
+        model: The model; without output embeddings, nothing changes.
+        tokens: How many tokens.
+
+    Yields:
+        What the output embeddings would have seen, `[batch, tokens, d]` a forward.
+    """
+    seen: list[Tensor] = []
+    head = model.get_output_embeddings()
+    if head is None:
+        yield seen
+        return
+
+    def show(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(arguments[0])
+        return (arguments[0][:, :tokens], *arguments[1:])
+
+    hook = head.register_forward_pre_hook(show)
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def token_mask(batch: Batch, *, decoder: bool) -> Tensor | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data import LANGUAGE_OBJECTIVES, LOGIT_BYTES, Batch, inputs_of, objective_of
+from ..data import LANGUAGE_OBJECTIVES, LOGIT_BYTES, Batch, few_logits, in_pieces, inputs_of, objective_of
 from .scalars import scalar_outputs, token_log_probabilities
 
 __all__ = ["LabelScores"]
@@ -19,9 +19,9 @@ _PROBE = 8  # tokens that tell whether logits are what the output embeddings giv
 class LabelScores:
     """Log-probabilities of labels, and gradients of the scalar outputs, in pieces of tokens where the model allows it.
 
-    A stock forward cannot be stopped before its output embeddings, but what these see can be taken from it: they are
-    shown no token, and the forward ends with no logits. Where a model does more to its logits (Gemma 2 caps them), the
-    forward is run as it is, and what it returns is held for one batch.
+    What the output embeddings see is taken from a forward that ends with the logits of a token (`few_logits`); they
+    are then shown it piece by piece. Where a model does more to its logits (Gemma 2 caps them), the forward is run as
+    it is, and what it returns is held for one batch.
 
     Args:
         model: The model, in eval mode.
@@ -34,7 +34,7 @@ class LabelScores:
         self.head: nn.Module | None = None
         if self.objective in LANGUAGE_OBJECTIVES:
             head = model.get_output_embeddings()
-            row = {name: tensor[:1] for name, tensor in batch.items()}
+            row = next(in_pieces([batch], 1))
             self.head = head if head is not None and _gives_the_logits(model, head, row) else None
 
     def log_probabilities(self, batch: Batch) -> Tensor:
@@ -48,7 +48,7 @@ class LabelScores:
                 logits = self.model(**inputs_of(batch)).logits
                 values, counted = token_log_probabilities(logits, batch["labels"], causal=self._causal)
                 return values[counted]
-            states, labels, _ = self._seen(self.head, batch)
+            states, labels, _ = self._seen(batch)
             return torch.cat([states.new_zeros(0), *(chosen for _, chosen in self._pieces(states, labels))])
 
     def backward(self, batch: Batch) -> None:
@@ -63,7 +63,7 @@ class LabelScores:
                 if output.requires_grad:
                     output.backward()
                 return
-            states, labels, counts = self._seen(self.head, batch)
+            states, labels, counts = self._seen(batch)
             # The backward of the head comes first, piece by piece, so that only its result is held.
             gradients: list[Tensor] = []
             start = 0
@@ -78,9 +78,9 @@ class LabelScores:
     def _causal(self) -> bool:
         return self.objective == "causal"
 
-    def _seen(self, head: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """What the head sees of the labels that count, `[labels, d]`; the labels; and how many each one's row has."""
-        states, _ = _run(self.model, head, batch, 0)
+        states, _ = _run(self.model, batch)
         labels = batch["labels"]
         if self._causal:
             states, labels = states[:, :-1], labels[:, 1:]
@@ -101,29 +101,19 @@ class LabelScores:
             yield piece, values[0]
 
 
-def _run(model: PreTrainedModel, head: nn.Module, batch: Batch, tokens: int) -> tuple[Tensor, Tensor]:
-    """What the head sees, `[batch, tokens, d]`, and the logits of the first tokens."""
-    seen: list[Tensor] = []
-
-    def show(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(arguments[0])
-        return (arguments[0][:, :tokens], *arguments[1:])
-
-    hook = head.register_forward_pre_hook(show)
-    try:
+def _run(model: PreTrainedModel, batch: Batch, tokens: int = 1) -> tuple[Tensor, Tensor]:
+    """What the head would have seen, `[batch, tokens, d]`, and the logits of the first tokens."""
+    with few_logits(model, tokens) as seen:
         logits = model(**inputs_of(batch)).logits
-    finally:
-        hook.remove()
     (states,) = seen
     return states, logits
 
 
 def _gives_the_logits(model: PreTrainedModel, head: nn.Module, row: Batch) -> bool:
-    """Whether the logits are what the head returns, and a forward in which it sees no token runs."""
-    try:
-        with torch.no_grad():
-            states, logits = _run(model, head, row, _PROBE)
-            alike = states.dim() == 3 and torch.equal(head(states[:, :_PROBE]), logits)
-            return alike and _run(model, head, row, 0)[0].shape == states.shape
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return False
+    """Whether the logits are what the head returns."""
+    with torch.no_grad():
+        try:
+            states, logits = _run(model, row, _PROBE)
+        except ValueError:  # it is called more than once, or not at all
+            return False
+        return states.dim() == 3 and torch.equal(head(states[:, :_PROBE]), logits)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import Batch, evaluating, final_hidden_state, on_device, token_mask, unpadded
+from ..data import Batch, evaluating, final_hidden_state, fitting_pieces, on_device, token_mask, unpadded
 from ..modeling.ffn import FFN
 from .pairs import reduced_pairs
 
@@ -39,8 +39,9 @@ class OutputError:
 def output_error(original: PreTrainedModel, fused: PreTrainedModel, batches: Iterable[Batch]) -> OutputError:
     """Measures the output error of each fused FFN, and of the final hidden state.
 
-    Sums are taken token by token as the batches stream through, so memory does not grow with their number. Padding
-    does not count; experts are measured on the tokens that the original routes to them.
+    Sums are taken token by token as the batches stream through, cut where they are large, so memory grows with neither
+    their number nor their size. Padding does not count; experts are measured on the tokens that the original routes to
+    them.
 
     Args:
         original: The model before fusion.
@@ -56,7 +57,7 @@ def output_error(original: PreTrainedModel, fused: PreTrainedModel, batches: Ite
         batches = unpadded(batches)
     try:
         with evaluating(original, fused):
-            for batch in batches:
+            for batch in fitting_pieces(original, batches):
                 watch.batch = on_device(batch, original)
                 wanted = final_hidden_state(original, watch.batch)
                 found = final_hidden_state(fused, on_device(batch, fused))
