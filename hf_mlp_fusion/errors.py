@@ -11,6 +11,7 @@ __all__ = [
     "HubError",
     "MemoryLimitError",
     "UnsupportedModelError",
+    "is_memory_shortage",
 ]
 
 
@@ -44,3 +45,9 @@ class HubError(FusionError, OSError):
 
 class FusionWarning(UserWarning):
     """Something legal that is likely to cost quality."""
+
+
+def is_memory_shortage(error: BaseException) -> bool:
+    """Whether an error, of whichever library, says that memory has run out."""
+    words = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -7,7 +7,13 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from ..errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
+from ..errors import (
+    BrokenCheckpointError,
+    FusionConfigError,
+    MemoryLimitError,
+    UnsupportedModelError,
+    is_memory_shortage,
+)
 from ..files import check_exists
 from .classes import find_class
 
@@ -26,6 +32,7 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         FusionConfigError: There is no such folder or repository.
         UnsupportedModelError: Its model class is none of transformers' own, or it has no safetensors.
         BrokenCheckpointError: Its files are broken.
+        MemoryLimitError: It is too large for the memory there is.
     """
     config = read_config(name_or_path)
     architecture = (config.architectures or [None])[0]
@@ -51,6 +58,7 @@ def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         FusionConfigError: There is no such folder or repository.
         UnsupportedModelError: It is not fused, or has no safetensors.
         BrokenCheckpointError: Its files are broken.
+        MemoryLimitError: It is too large for the memory there is.
     """
     config = read_config(name_or_path)
     if getattr(config, "mlp_fusion", None) is None:
@@ -86,15 +94,15 @@ def _load(cls: Any, name_or_path: str, config: Any, dtype: str, device: str) -> 
     kwargs: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
     try:
         return cls.from_pretrained(name_or_path, config=config, dtype=dtype, use_safetensors=True, **kwargs)
-    except OSError as error:
-        if "safetensors" in str(error):
+    except Exception as error:
+        # safetensors has its own exception type, and transformers raises RuntimeError on shape mismatches.
+        if is_memory_shortage(error):
+            raise MemoryLimitError(f"{name_or_path} does not fit into the memory there is") from error
+        if isinstance(error, OSError) and "safetensors" in str(error):
             raise UnsupportedModelError(
                 f"{name_or_path} has no safetensors weights, and pickles are not read: convert it first, with "
                 "model.save_pretrained() in an environment that you trust it in"
             ) from error
-        raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
-    except Exception as error:
-        # safetensors has its own exception type, and transformers raises RuntimeError on shape mismatches.
         raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
 
 
