@@ -13,7 +13,7 @@ from ..errors import MemoryLimitError
 __all__ = ["available_bytes", "check_room", "readable_bytes", "spare_bytes"]
 
 _MOST = 2**31  # more makes nothing faster
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def available_bytes(device: torch.device) -> int:
@@ -78,7 +78,7 @@ def _within_limits() -> Iterator[int]:
 def _within_cgroups() -> Iterator[int]:
     """What is left of the limits of the process's cgroup and of those around it; page cache counts as free."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN_CGROUP.read_text().splitlines()
     except OSError:  # not Linux
         return
     for line in lines:
