@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .budget import spare_bytes
+from .budget import check_room, spare_bytes
 from .running import in_pieces
 from .texts import Batch
 
@@ -84,8 +83,15 @@ def fitting_pieces(model: PreTrainedModel, batches: Iterable[Batch], *, logits: 
         model: The model that they are for.
         batches: Batches, of any size.
         logits: The forward makes the logits of all tokens.
+
+    Raises:
+        MemoryLimitError: Not one row fits into the memory there is.
     """
-    room = spare_bytes(torch.device(model.device)) // 2
+    fitting: dict[int, int] = {}
     for batch in batches:
-        rows = max(1, room // row_bytes(model, longest_input(batch), logits=logits))
-        yield from in_pieces([batch], rows)
+        tokens = longest_input(batch)
+        if tokens not in fitting:
+            needed = row_bytes(model, tokens, logits=logits)
+            check_room(needed, model.device, f"a row of {tokens} tokens", "shorter rows need less")
+            fitting[tokens] = max(1, spare_bytes(model.device) // 2 // needed)
+        yield from in_pieces([batch], fitting[tokens])

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from ..data import Batch, check_room, longest_input, model_bytes, row_bytes, spare_bytes, token_count
-from ..measure import kernel_work
+from ..data import Batch, check_room, longest_input, model_bytes, row_bytes, spare_bytes
+from ..measure import kernel_bytes, kernel_work
 from ..modeling.ffn import FFN
 from ..recipe import FusionConfig
 from .calibration import moments_work
@@ -53,12 +53,8 @@ def check_memory(
         row = row_bytes(model, max(map(longest_input, batches)))
         stages["shorter calibration rows need less"] = 2 * max(moments) + max(selection, row)
     if samples:
-        tokens = token_count(samples)
-        kept = max(
-            tokens * (ffn.width + max(ffn.hidden_size, ffn.output_size)) * model.dtype.itemsize for ffn, _ in todo
-        )
-        row = row_bytes(model, max(map(longest_input, samples)), gradients=True)
-        stages["ntk='none' needs less"] = kept + row
+        widest = max(ffn.width + max(ffn.hidden_size, ffn.output_size) for ffn, _ in todo)
+        stages["ntk='none' needs less"] = kernel_bytes(model, samples, widest)
     if not stages:
         return
     mend, stage = max(stages.items(), key=lambda item: item[1])

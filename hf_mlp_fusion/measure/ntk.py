@@ -13,9 +13,12 @@ from transformers.pytorch_utils import Conv1D
 from ..data import (
     Batch,
     Progress,
+    check_room,
     evaluating,
     forward_work,
+    longest_input,
     on_device,
+    row_bytes,
     single_rows,
     spare_bytes,
     token_count,
@@ -26,7 +29,7 @@ from ..modeling.rows import Rows
 from .gradients import LinearMap, Tokens, linear_maps, parameter_gradients, token_gradients
 from .pairs import parameter_blocks, reduced_ffns
 
-__all__ = ["KERNELS", "NTK", "Item", "kernel_work", "ntk"]
+__all__ = ["KERNELS", "NTK", "Item", "kernel_bytes", "kernel_work", "ntk"]
 
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"adam": torch.sign, "sgd": lambda gradients: gradients}
 """Kernels K = G·u(G)ᵀ by name, u being the update that an optimiser makes of a gradient."""
@@ -87,6 +90,7 @@ def ntk(
     Raises:
         FusionConfigError: No such kernel or parameter.
         UnsupportedModelError: The model has no FFN.
+        MemoryLimitError: What one linear map saw of all samples does not fit into the memory there is.
     """
     if kernel not in KERNELS:
         raise FusionConfigError(f"kernel must be one of {', '.join(map(repr, KERNELS))}, not {kernel!r}")
@@ -100,6 +104,8 @@ def ntk(
         for item in items:
             owner = maps.get(_parameter_of(item))
             (others if owner is None else by_module.setdefault(owner.module, [])).append((block, item))
+    widest = max((sum(_weight_of(module).shape) for module in by_module), default=0)
+    check_room(kernel_bytes(model, rows, widest), model.device, "a kernel", "fewer or shorter rows need less")
     room = spare_bytes(model.device) if gradient_bytes is None else gradient_bytes
     with evaluating(model):
         passes = list(_module_passes(by_module, rows, room))
@@ -121,6 +127,20 @@ def ntk(
             _add(parts, model, rows, chosen, KERNELS[kernel], progress.update)
         progress.close()
     return NTK(kernel, parts)
+
+
+def kernel_bytes(model: PreTrainedModel, rows: Sequence[Batch], widest: int) -> int:
+    """About how much memory a kernel takes at least, a linear map a pass.
+
+    Args:
+        model: The model.
+        rows: The samples.
+        widest: Inputs and outputs of the widest linear map that it is over.
+    """
+    if not rows:
+        return 0
+    kept = token_count(rows) * widest * model.dtype.itemsize
+    return kept + row_bytes(model, max(map(longest_input, rows)), gradients=True)
 
 
 def kernel_work(model: PreTrainedModel, rows: Iterable[Batch]) -> float:
@@ -157,9 +177,8 @@ def _module_passes(modules: Iterable[nn.Module], rows: Sequence[Batch], room: in
     taken: list[nn.Module] = []
     left = room
     for module in modules:
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        size = tokens * sum(weight.shape) * weight.element_size()
+        weight = _weight_of(module)
+        size = tokens * sum(weight.shape) * weight.element_size()  # its inputs, and the gradients of its outputs
         if taken and size > left:
             yield taken
             taken, left = [], room
@@ -169,12 +188,17 @@ def _module_passes(modules: Iterable[nn.Module], rows: Sequence[Batch], room: in
         yield taken
 
 
+def _weight_of(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def _linear_kernel(
     tokens: Sequence[Tokens], parameter: LinearMap, item: Item, update: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """The kernel of the samples over the weights or biases of a linear map."""
-    weight = parameter.module.weight
-    assert isinstance(weight, Tensor)
+    weight = _weight_of(parameter.module)
     inputs, outputs = weight.shape if isinstance(parameter.module, Conv1D) else weight.shape[::-1]
     start, stop = (item.start, item.stop) if isinstance(item, Rows) else (0, outputs)
     kernel = torch.zeros(len(tokens), len(tokens), dtype=torch.float64)

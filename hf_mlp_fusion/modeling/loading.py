@@ -97,7 +97,9 @@ def _load(cls: Any, name_or_path: str, config: Any, dtype: str, device: str) -> 
     except Exception as error:
         # safetensors has its own exception type, and transformers raises RuntimeError on shape mismatches.
         if is_memory_shortage(error):
-            raise MemoryLimitError(f"{name_or_path} does not fit into the memory there is") from error
+            raise MemoryLimitError(
+                f"{name_or_path} does not fit into memory: free some, or raise its limit"
+            ) from error
         if isinstance(error, OSError) and "safetensors" in str(error):
             raise UnsupportedModelError(
                 f"{name_or_path} has no safetensors weights, and pickles are not read: convert it first, with "

@@ -12,9 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from ..data import Batch, available_bytes, load_tokenizer, make_batches, row_bytes, split_texts
+from ..data import Batch, available_bytes, check_room, load_tokenizer, make_batches, row_bytes, split_texts
 from ..errors import DataError
-from ..measure import OutputError, output_error
+from ..measure import OutputError, output_error, parameter_blocks, reduced_ffns
 from .layerwise import DEFAULT_TARGET, LEARNING_RATE, LayerwiseTuningTrainer
 
 __all__ = ["TuningResult", "tune_model"]
@@ -67,6 +67,7 @@ def tune_model(
 
     Raises:
         DataError: There are too few texts.
+        MemoryLimitError: Not one row fits into the memory there is.
         UnsupportedModelError: The models do not belong together.
 
     Example:
@@ -121,7 +122,11 @@ def tune_model(
 def _rows_at_once(fused: Any, original: PreTrainedModel, batch_size: int, tokens: int) -> int:
     """The most rows that fit into half of the memory there is and of which a step has a whole number of times."""
     needed = row_bytes(fused, tokens, gradients=True) + row_bytes(original, tokens)
-    fitting = max(1, min(batch_size, available_bytes(fused.device) // 2 // needed))
+    blocks = parameter_blocks(fused, reduced_ffns(fused))
+    tuned = {name for names in blocks.values() for name in names}
+    state = sum(3 * p.numel() * p.element_size() for name, p in fused.named_parameters() if name in tuned)
+    check_room(state + needed, fused.device, "a step of tuning", "shorter rows need less")
+    fitting = max(1, min(batch_size, (available_bytes(fused.device) - state) // 2 // needed))
     return next(rows for rows in range(fitting, 0, -1) if batch_size % rows == 0)
 
 
