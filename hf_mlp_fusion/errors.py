@@ -9,7 +9,9 @@ __all__ = [
     "FusionError",
     "FusionWarning",
     "HubError",
+    "MemoryLimitError",
     "UnsupportedModelError",
+    "is_memory_shortage",
 ]
 
 
@@ -33,9 +35,19 @@ class DataError(FusionError, ValueError):
     """Texts, or texts and a model together, from which nothing can be measured."""
 
 
+class MemoryLimitError(FusionError, MemoryError):
+    """Work that takes more memory than there is. It was not started, or nothing of it was kept."""
+
+
 class HubError(FusionError, OSError):
     """The Hub could not be reached, or refused what was asked of it. Nothing there was changed."""
 
 
 class FusionWarning(UserWarning):
     """Something legal that is likely to cost quality."""
+
+
+def is_memory_shortage(error: BaseException) -> bool:
+    """Whether an error, of whichever library, says that memory has run out."""
+    words = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .. import __version__
-from ..errors import FusionError, FusionWarning
+from ..errors import FusionError, FusionWarning, is_memory_shortage
 from . import bench, card, compare, demo, export, families, fuse, inspect, push, report, tune
 
 __all__ = ["app", "main"]
@@ -78,6 +78,11 @@ def main() -> None:
             app(prog_name=app.info.name)
     except (FusionError, OSError) as error:
         console.print(f"[red]error:[/] {escape(str(error).strip())}")
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_shortage(error):
+            raise
+        console.print("[red]error:[/] memory has run out; nothing was left half-written")
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("stopped; nothing was left half-written")

@@ -77,10 +77,11 @@ def compare(
 
     from transformers.utils import logging as transformers_logging
 
+    from ..comparison import check_methods, load_subject, print_table, write_report
     from ..comparison import compare as run
-    from ..comparison import load_subject, print_table, write_report
     from ..data import read_texts
 
+    check_methods(chosen)
     source = str(texts or dataset)
     console = Console(stderr=True, highlight=False)
     lines = read_texts(source, split=split)

@@ -71,7 +71,10 @@ def tune(
     from ..files import carry_side_files
     from ..modeling.loading import load_fused_model, load_stock_model
     from ..training import tune_model
+    from ..training.states import TARGETS
 
+    if target not in TARGETS:
+        raise FusionConfigError(f"target must be one of {', '.join(map(repr, TARGETS))}, not {target!r}")
     lines = read_texts(str(texts or dataset), split=split)
     tokenizer = load_tokenizer(fused)
     model: Any = load_fused_model(fused, device=device)

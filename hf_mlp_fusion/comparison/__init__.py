@@ -3,7 +3,7 @@
 May import `baselines`, `measure`, `fusion` and what is below.
 """
 
-from .compare import Subject, compare, load_subject
+from .compare import Subject, check_methods, compare, load_subject
 from .results import read_rows
 from .row import Row
 from .table import markdown_table, print_table
@@ -12,6 +12,7 @@ from .write import write_report
 __all__ = [
     "Row",
     "Subject",
+    "check_methods",
     "compare",
     "load_subject",
     "markdown_table",

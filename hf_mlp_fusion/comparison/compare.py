@@ -45,7 +45,7 @@ from ..recipe import FusionConfig
 from .results import add_row, read_kernel, read_rows, write_kernel
 from .row import Costs, Row
 
-__all__ = ["HEADS", "ORIGINAL", "Subject", "compare", "load_subject"]
+__all__ = ["HEADS", "ORIGINAL", "Subject", "check_methods", "compare", "load_subject"]
 
 ORIGINAL = "original"
 HEADS = ("own", "classifier")
@@ -151,9 +151,7 @@ def compare(subject: Subject, config: FusionConfig, methods: Sequence[str], fold
     Raises:
         FusionConfigError: There is no such method, or the recipe fits no FFN of the model.
     """
-    for method in methods:
-        if method not in METHODS:
-            raise FusionConfigError(f"there is no method {method!r}; the methods are {', '.join(METHODS)}")
+    check_methods(methods)
     names = [ffn.name for ffn, _ in plan_fusion(subject.model, config).widths]
     about = subject.about | {"recipe": config.to_dict(), "fused": len(names)}
     comparison = _digest(about)
@@ -173,6 +171,17 @@ def compare(subject: Subject, config: FusionConfig, methods: Sequence[str], fold
             add_row(folder, row)
             finished[key] = row
         yield finished[key]
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Checks the names of methods, which can be done before a model is loaded.
+
+    Raises:
+        FusionConfigError: There is no such method.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise FusionConfigError(f"there is no method {method!r}; the methods are {', '.join(METHODS)}")
 
 
 def _row(subject: Subject, config: FusionConfig, row: Row, original: NTK, folder: Path) -> Row:
@@ -216,8 +225,11 @@ def _measured(subject: Subject, model: PreTrainedModel, row: Row) -> Row:
         *original, taken = latencies(list(dict.fromkeys((subject.model, model))), batch, training=training)
         operations = flops(model, batch, training=training)
         memory = peak_memory(model, batch, training=training)
-        speedup = original[0].median / taken.median if original else None
-        costs.append(Costs(taken.median, taken.spread, operations, memory, speedup))
+        own = Costs(taken.median, taken.spread, operations, memory)
+        for other in original:
+            speedup = other.median / taken.median
+            own = dataclasses.replace(own, speedup=speedup, original=other.median, original_spread=other.spread)
+        costs.append(own)
     return dataclasses.replace(
         row,
         parameters=size.parameters,

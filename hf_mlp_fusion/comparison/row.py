@@ -21,6 +21,8 @@ class Costs:
         flops: Operations of matrix products and attention.
         memory: Bytes above the loaded model, None where the system does not tell.
         speedup: How many times faster than the original, both timed in turn; None of the original itself.
+        original: The original's median in these turns, in seconds.
+        original_spread: The distance between its quartiles.
     """
 
     median: float
@@ -28,6 +30,15 @@ class Costs:
     flops: int
     memory: int | None
     speedup: float | None = None
+    original: float | None = None
+    original_spread: float | None = None
+
+    @property
+    def certain(self) -> bool:
+        """Whether the two times differ by more than they spread."""
+        if self.original is None or self.original_spread is None:
+            return True  # of the original, or written by an earlier version
+        return abs(self.original - self.median) > max(self.spread, self.original_spread)
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,17 @@ def _perplexity(value: float | None) -> str | None:
 
 
 def _milliseconds(costs: Costs | None) -> str | None:
-    return None if costs is None else f"{1000 * costs.median:.0f} ± {1000 * costs.spread:.0f}"
+    """The time; behind it the original's of the same turns, which others may be far from on a busy machine."""
+    if costs is None:
+        return None
+    own = f"{1000 * costs.median:.0f} ± {1000 * costs.spread:.0f}"
+    return own if costs.original is None else f"{own} (of {1000 * costs.original:.0f})"
 
 
 def _times(costs: Costs | None) -> str | None:
-    return None if costs is None or costs.speedup is None else f"{costs.speedup:.2f} ×"
+    if costs is None or costs.speedup is None:
+        return None
+    return f"{costs.speedup:.2f} ×" if costs.certain else f"{costs.speedup:.2f} ×, within the spread"
 
 
 def describe(row: Row) -> list[str]:

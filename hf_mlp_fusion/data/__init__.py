@@ -3,16 +3,30 @@
 May import `modeling`, `files` and `errors`.
 """
 
+from .budget import available_bytes, check_room, readable_bytes, spare_bytes
+from .footprint import (
+    LOGIT_BYTES,
+    fitting_pieces,
+    forward_work,
+    longest_input,
+    model_bytes,
+    row_bytes,
+    token_count,
+)
 from .objectives import LANGUAGE_OBJECTIVES, longest_row, make_batches, objective_of
+from .progress import Progress, progress_over
 from .running import (
     counted_tokens,
     cut_padding,
     evaluating,
+    few_logits,
     final_hidden_state,
+    in_pieces,
     inputs_of,
     on_device,
     router_logits,
     row_count,
+    single_rows,
     token_mask,
     unpadded,
 )
@@ -21,25 +35,41 @@ from .texts import Batch, load_tokenizer, pad_batch, padded_batches, read_texts,
 
 __all__ = [
     "LANGUAGE_OBJECTIVES",
+    "LOGIT_BYTES",
     "Batch",
+    "Progress",
+    "available_bytes",
+    "check_room",
     "counted_tokens",
     "cut_padding",
     "evaluating",
+    "few_logits",
     "final_hidden_state",
+    "fitting_pieces",
+    "forward_work",
+    "in_pieces",
     "inputs_of",
     "load_tokenizer",
+    "longest_input",
     "longest_row",
     "make_batches",
+    "model_bytes",
     "objective_of",
     "on_device",
     "pad_batch",
     "padded_batches",
+    "progress_over",
     "read_texts",
+    "readable_bytes",
     "router_logits",
+    "row_bytes",
     "row_count",
     "sample_batches",
+    "single_rows",
+    "spare_bytes",
     "split_texts",
     "text_column",
+    "token_count",
     "token_mask",
     "unpadded",
 ]

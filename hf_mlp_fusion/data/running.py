@@ -18,11 +18,14 @@ __all__ = [
     "counted_tokens",
     "cut_padding",
     "evaluating",
+    "few_logits",
     "final_hidden_state",
+    "in_pieces",
     "inputs_of",
     "on_device",
     "router_logits",
     "row_count",
+    "single_rows",
     "token_mask",
     "unpadded",
 ]
@@ -44,7 +47,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 def row_count(batch: Batch) -> int:
     """Rows of a batch, whatever its inputs are called."""
-    return len(next(iter(batch.values())))
+    return len(batch["input_ids"] if "input_ids" in batch else next(iter(batch.values())))
 
 
 def inputs_of(batch: Batch) -> Batch:
@@ -67,6 +70,36 @@ def final_hidden_state(model: PreTrainedModel, batch: Batch) -> Tensor:
     if states is None:
         return torch.cat([outputs.text_embeds, outputs.image_embeds], dim=-1)[:, None]
     return states[-1]
+
+
+@contextlib.contextmanager
+def few_logits(model: PreTrainedModel, tokens: int = 1) -> Iterator[list[Tensor]]:
+    """Lets a language model's output embeddings see the first tokens of each row alone: logits of all may be huge.
+
+    No forward can be stopped before its head, and not all have an argument that spares it.
+
+    Args:
+        model: The model; without output embeddings, nothing changes.
+        tokens: How many tokens.
+
+    Yields:
+        What the output embeddings would have seen, `[batch, tokens, d]` a forward.
+    """
+    seen: list[Tensor] = []
+    head = model.get_output_embeddings()
+    if head is None:
+        yield seen
+        return
+
+    def show(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(arguments[0])
+        return (arguments[0][:, :tokens], *arguments[1:])
+
+    hook = head.register_forward_pre_hook(show)
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def token_mask(batch: Batch, *, decoder: bool) -> Tensor | None:
@@ -125,6 +158,28 @@ def router_logits(outputs: Any) -> Iterator[tuple[bool, Tensor]]:
         raise DataError("the outputs hold no router logits: call the model with output_router_logits=True")
 
 
+def in_pieces(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
+    """Yields batches cut into pieces.
+
+    Args:
+        batches: Batches, of any size.
+        rows: Rows of a piece, at most.
+    """
+    for batch in batches:
+        count = row_count(batch)
+        for start in range(0, count, rows):
+            yield {
+                # What all rows share (positions, say) stays whole.
+                name: tensor[start : start + rows] if tensor.dim() and len(tensor) == count else tensor
+                for name, tensor in batch.items()
+            }
+
+
+def single_rows(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yields the rows of batches one by one, without padding."""
+    return unpadded(in_pieces(batches, 1))
+
+
 def unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yields batches without padding as they are, and the rows of others one by one, without their padding.
 
@@ -134,14 +189,13 @@ def unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
         if all((mask := token_mask(batch, decoder=decoder)) is None or mask.all() for decoder in (False, True)):
             yield batch
             continue
-        for index in range(row_count(batch)):
-            row = {name: tensor[index : index + 1] for name, tensor in batch.items()}
+        for row in in_pieces([batch], 1):
             for decoder in (False, True):
                 mask = token_mask(row, decoder=decoder)
                 if mask is None:
                     continue
                 for name, tensor in row.items():
                     of_decoder = name.startswith("decoder_") or (name == "labels" and "decoder_input_ids" in row)
-                    if of_decoder == decoder:
+                    if of_decoder == decoder and tensor.shape[:2] == mask.shape:  # and no image beside a text
                         row[name] = tensor[mask][None]
             yield row

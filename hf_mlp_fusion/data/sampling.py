@@ -7,7 +7,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import DataError
+from .footprint import fitting_pieces
 from .objectives import longest_row, objective_of
+from .progress import Progress
 from .running import evaluating
 from .texts import Batch
 
@@ -43,12 +45,14 @@ def sample_batches(model: PreTrainedModel, rows: int = 128, *, seed: int = 0) ->
         )
     length = longest_row(model, _LENGTH)
     batches: list[Batch] = []
-    with evaluating(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+    progress = Progress(rows, "sampling", shorter="texts of your own need no sampling")
+    with progress, evaluating(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, rows, _BATCH):
             count = min(_BATCH, rows - start)
             ids = (_continue if objective == "causal" else _fill)(model, count, length)
             batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            progress.update(count)
     return batches
 
 
@@ -81,13 +85,19 @@ def _fill(model: PreTrainedModel, count: int, length: int) -> Tensor:
         mask = load_tokenizer(model.config.name_or_path).mask_token_id if model.config.name_or_path else None
     if mask is None:
         raise DataError("the model's mask token is not known: give texts")
-    special = [mask, *(getattr(model.config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))]
+    others = (getattr(model.config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+    special = [int(mask), *(int(token) for token in others if token is not None)]
     ids = torch.full((count, length), int(mask), device=model.device)
     for left in range(_ROUNDS, 0, -1):
         masked = ids == mask
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
-        logits[..., [token for token in special if token is not None]] = -torch.inf
-        drawn = torch.multinomial(logits.softmax(-1).flatten(0, 1), 1).view_as(ids)
+        pieces = fitting_pieces(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], logits=True)
+        drawn = torch.cat([_draw(model(**piece).logits.float(), special) for piece in pieces])
         filled = masked & (torch.rand(ids.shape, device=ids.device) < 1 / left)
         ids = torch.where(filled, drawn, ids)
     return ids
+
+
+def _draw(logits: Tensor, never: list[int]) -> Tensor:
+    """Draws a token for each place, `[batch, tokens]`."""
+    logits[..., never] = -torch.inf
+    return torch.multinomial(logits.softmax(-1).flatten(0, 1), 1).view(logits.shape[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from ..data import (
     LANGUAGE_OBJECTIVES,
     Batch,
+    Progress,
     counted_tokens,
     cut_padding,
     evaluating,
+    fitting_pieces,
+    forward_work,
     inputs_of,
     load_tokenizer,
     make_batches,
@@ -27,10 +30,12 @@ from ..data import (
     read_texts,
     row_count,
     sample_batches,
+    single_rows,
     text_column,
 )
 from ..errors import DataError
 from ..modeling.ffn import FFN
+from ..modeling.find import find_ffns
 from ..tensors import FFNWeights, Moments, MomentSums
 
 __all__ = [
@@ -40,6 +45,8 @@ __all__ = [
     "calibration_batches",
     "collect_moments",
     "first_rows",
+    "kernel_rows",
+    "moments_work",
     "with_decoder_inputs",
 ]
 
@@ -51,6 +58,9 @@ SAMPLED = "sampled"
 
 NTK_SAMPLES = 32
 """Rows on which kernel sizes are matched."""
+
+NTK_TOKENS = 128
+"""Tokens of each such row, at most."""
 
 
 def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any = None) -> list[Batch]:
@@ -128,6 +138,24 @@ def first_rows(model: PreTrainedModel, batches: Sequence[Batch], rows: int = NTK
     return chosen
 
 
+def kernel_rows(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Batch]:
+    """The rows on which kernel sizes are matched: the first ones, one by one, without padding and not too long.
+
+    Args:
+        model: The model.
+        batches: Batches; where a language model's have no labels, every token is one.
+    """
+    return [_cut(row, NTK_TOKENS) for row in single_rows(first_rows(model, batches))]
+
+
+def _cut(row: Batch, tokens: int) -> Batch:
+    """The first tokens of a row; the whole row, where a tensor has another shape than tokens have."""
+    lengths = {tensor.shape[-1] for name, tensor in row.items() if name.endswith("input_ids")}
+    if any(tensor.dim() != 2 or tensor.shape[1] not in lengths for tensor in row.values()):
+        return row
+    return {name: tensor[:, :tokens] for name, tensor in row.items()}
+
+
 class _FinishedError(Exception):
     """Ends a forward once the FFNs of interest have run."""
 
@@ -135,7 +163,7 @@ class _FinishedError(Exception):
 def collect_moments(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
     units: Mapping[str, FFNWeights] | None = None,
 ) -> dict[str, Moments]:
     """Runs a model up to some FFNs and takes the second moments of their hidden units and outputs.
@@ -167,20 +195,29 @@ def collect_moments(
             raise _FinishedError
 
     hooks += [layer.register_forward_hook(stop) for layer in layers]
-    rows = list(cut_padding(ffns, batches))
+    count = sum(map(row_count, batches))
+    work = moments_work(model, ffns, batches)
+    mend = "fewer or shorter calibration rows shorten it"
     try:
-        with evaluating(model):
-            for batch in transformers_logging.tqdm(rows, desc="Calibrating", unit="batch", leave=False):
+        with evaluating(model), Progress(count, "moments", work=work, shorter=mend) as progress:
+            for batch in fitting_pieces(model, cut_padding(ffns, batches)):
                 running["batch"] = on_device(batch, model)
                 waiting.update(layers)
-                try:
+                with contextlib.suppress(_FinishedError):
                     model(**inputs_of(running["batch"]))
-                except _FinishedError:
-                    continue
+                progress.update(row_count(batch))
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: item.moments() for name, item in sums.items() if item.count}
+    # One after another: the sums of one are gone before the moments of the next are there.
+    return {name: item.moments() for name in list(sums) if (item := sums.pop(name)).count}
+
+
+def moments_work(model: PreTrainedModel, ffns: Sequence[FFN], batches: Iterable[Batch]) -> float:
+    """About how many operations `collect_moments` takes."""
+    last, everything = ffns[-1], list(find_ffns(model))
+    passed = 1 + max(number for number, ffn in enumerate(everything) if ffn.name == last.name)
+    return forward_work(model, batches) * passed / max(1, len(everything))
 
 
 def _layers(model: PreTrainedModel, ffns: Sequence[FFN]) -> list[nn.Module]:

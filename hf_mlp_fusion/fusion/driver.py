@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 import torch
 import transformers
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from .. import __version__
+from ..data import Progress
 from ..errors import FusionConfigError, FusionWarning, UnsupportedModelError
 from ..families import family_of
 from ..modeling.building import convert_config, rebuild
@@ -28,7 +28,9 @@ from ..recipe import FFNReport, FFNWidth, FusionConfig, FusionReport, FusionSect
 from ..tensors import Fusion
 from .plan import plan_fusion
 
-__all__ = ["LayerReducer", "Method", "ReducedFFN", "check_reducible", "check_whole", "reduce_ffns"]
+__all__ = ["LayerReducer", "Method", "ReducedFFN", "check_reducible", "check_whole", "reduce_ffns", "reduction_work"]
+
+_SELECTION = 30  # operations of a selection and a refit: float64, and memory more than arithmetic
 
 Weights = TypeVar("Weights", bound=ReducedWeights, covariant=True)
 
@@ -116,7 +118,7 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
     reduce_layer = method.prepare(working, todo, config)
     reports: list[FFNReport] = []
     widths: dict[str, FFNWidth] = {}
-    progress = transformers_logging.tqdm(total=len(todo), desc=method.name, unit="FFN")
+    progress = Progress(len(todo), method.name, work=reduction_work(todo))
     for _, layer in itertools.groupby(todo, key=lambda item: (item[0].stack, item[0].layer)):
         layer_started = time.perf_counter()
         group = list(layer)
@@ -152,6 +154,11 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
         },
     )
     return smaller
+
+
+def reduction_work(todo: Sequence[tuple[FFN, int]]) -> float:
+    """About how many operations (of a forward's speed) it takes to choose and refit the units of some FFNs."""
+    return float(sum(_SELECTION * ffn.width**3 for ffn, _ in todo))
 
 
 def check_reducible(model: PreTrainedModel) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..data import progress_over
 from ..modeling.ffn import FFN
 from ..recipe import FusionConfig
-from .calibration import calibration_batches, first_rows
+from .calibration import calibration_batches, kernel_rows
 from .driver import LayerReducer, Method, check_reducible, reduce_ffns
+from .foresight import check_memory, fusion_work
 from .kernel_size import kernel_sizes, match_kernel_sizes
 from .layer_fuser import LayerFuser
 from .plan import plan_fusion
@@ -48,6 +50,7 @@ def fuse_model(
         FusionConfigError: The recipe cannot be carried out on this model, or a weight is not finite.
         UnsupportedModelError: The family is not supported, or the model is fused, wrapped, quantized or offloaded.
         DataError: The calibration data cannot be read.
+        MemoryLimitError: The machine has less memory than it takes, however batches are cut.
 
     Warns:
         FusionWarning: A width below the hidden size, or below a quarter of the FFN's own.
@@ -61,17 +64,23 @@ def fuse_model(
     config = config.resolved(calibrated=calibration is not None)
     batches = None if calibration is None else calibration_batches(model, calibration, tokenizer)
 
+    samples = kernel_rows(model, batches) if batches is not None and config.ntk == "match" else []
+    if batches is not None and config.refit == "none":
+        batches = None
+    todo = plan_fusion(model, config).widths
+    check_memory(model, todo, config, batches or [], samples, inplace=inplace)
+
     def prepare(working: PreTrainedModel, todo: Sequence[tuple[FFN, int]], config: FusionConfig) -> LayerReducer:
-        return LayerFuser(working, todo, config, None if config.refit == "none" else batches)
+        return LayerFuser(working, todo, config, batches)
 
     method = Method("fusion", "fused", prepare)
-    if config.ntk == "none" or batches is None:
-        return reduce_ffns(model, config, method, inplace=inplace)
     started = time.perf_counter()
-    samples = first_rows(model, batches)
-    names = [ffn.name for ffn, _ in plan_fusion(model, config).widths]
-    wanted = kernel_sizes(model, names, samples)  # before fusion, which may take the model's tensors
-    fused = reduce_ffns(model, config, method, inplace=inplace)
-    match_kernel_sizes(fused, wanted, samples)
+    with progress_over(fusion_work(model, todo, batches or [], samples), "Fusing"):
+        if not samples:
+            return reduce_ffns(model, config, method, inplace=inplace)
+        names = [ffn.name for ffn, _ in todo]
+        wanted = kernel_sizes(model, names, samples)  # before fusion, which may take the model's tensors
+        fused = reduce_ffns(model, config, method, inplace=inplace)
+        match_kernel_sizes(fused, wanted, samples)
     fused.fusion_report = replace(fused.fusion_report, seconds=round(time.perf_counter() - started, 3))
     return fused

@@ -15,7 +15,7 @@ from ..errors import UnsupportedModelError
 from ..measure import ntk
 from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
-from ..modeling.parts import Rows
+from ..modeling.rows import Rows
 from ..recipe import FusionSection
 
 __all__ = ["calibrate_ntk", "kernel_sizes", "match_kernel_sizes"]

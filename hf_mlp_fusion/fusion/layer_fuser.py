@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from ..data import Batch
+from ..data import Batch, spare_bytes
 from ..modeling.ffn import FFN
 from ..recipe import FusionConfig
 from ..tensors import (
@@ -28,13 +28,23 @@ from ..tensors import (
 from .calibration import collect_moments
 from .driver import ReducedFFN
 
-__all__ = ["LayerFuser"]
+__all__ = ["LayerFuser", "moment_bytes"]
 
 logger = logging.getLogger(__name__)
 
 
 # Second moments held at once. Layers whose moments fit are calibrated in one pass through the model.
 _MOMENT_BYTES = 2**31
+
+
+def moment_bytes(ffn: FFN, units: int) -> int:
+    """Bytes of the moments of an FFN.
+
+    Args:
+        ffn: The FFN.
+        units: Units that they are of.
+    """
+    return 8 * units * (units + ffn.output_size)
 
 
 class LayerFuser:
@@ -101,11 +111,11 @@ class LayerFuser:
         names = [ffn.name for ffn, _ in self.todo]
         coming = self.todo[names.index(first.name) :]
         chunk: list[tuple[FFN, int]] = []
-        size = 0
+        size, room = 0, min(_MOMENT_BYTES, spare_bytes(self.model.device))
         for _, layer in itertools.groupby(coming, key=lambda item: (item[0].stack, item[0].layer)):
             ffns = list(layer)
-            size += sum(8 * (width if self._clusters else ffn.width) ** 2 for ffn, width in ffns)
-            if chunk and size > _MOMENT_BYTES:
+            size += sum(moment_bytes(ffn, width if self._clusters else ffn.width) for ffn, width in ffns)
+            if chunk and size > room:
                 break
             chunk += ffns
         units = None

@@ -8,7 +8,7 @@ from .flops import flops
 from .language import LanguageLoss, language_loss
 from .latency import Latency, latencies, latency
 from .memory import peak_memory
-from .ntk import NTK, ntk
+from .ntk import NTK, kernel_bytes, kernel_work, ntk
 from .ntk_error import NTKError, compare_ntks, ntk_error
 from .output_error import OutputError, output_error
 from .pairs import parameter_blocks, reduced_ffns
@@ -26,6 +26,8 @@ __all__ = [
     "compare_ntks",
     "expert_load",
     "flops",
+    "kernel_bytes",
+    "kernel_work",
     "language_loss",
     "latencies",
     "latency",

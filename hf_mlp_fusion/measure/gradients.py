@@ -1,127 +1,158 @@
-"""Per-sample gradients of a model's scalar output."""
+"""Gradients of a model's scalar output, a row of tokens at a time.
+
+The gradient of a linear map's weight by one row is the sum over the row's tokens of outer(output gradient, input).
+These two are small beside it, so those of many maps are kept from one forward and backward a row, and the gradients
+are made of them, some columns at a time.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from ..data import Batch, row_count, unpadded
-from ..families import family_of
+from ..data import Batch
+from .log_probabilities import LabelScores
 from .scalars import scalar_outputs
 
-__all__ = ["Slice", "only_these_train", "sample_gradients"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["LinearMap", "Tokens", "linear_maps", "only_these_train", "parameter_gradients", "token_gradients"]
 
 
 @dataclass(frozen=True)
-class Slice:
-    """A range of one flattened parameter.
+class LinearMap:
+    """A parameter of a linear map.
 
     Args:
-        block: The block that the parameter belongs to.
-        parameter: Its name.
-        start: First element.
-        stop: Behind the last element.
+        module: The map.
+        name: `"weight"` or `"bias"`.
     """
 
-    block: str
-    parameter: str
-    start: int
-    stop: int
+    module: nn.Module
+    name: str
 
 
-def sample_gradients(
-    model: PreTrainedModel, batches: Sequence[Batch], slices: Sequence[Slice], done: Callable[[int], Any]
-) -> Tensor:
-    """Computes one row of gradients a sample.
+@dataclass
+class Tokens:
+    """What a linear map saw of one row in a forward and backward.
 
-    Samples are taken together (`torch.func.vmap`) where the model allows it. Padding masks and expert routing look at
-    values, which vmap forbids: there they are taken one by one.
+    Args:
+        inputs: Its inputs, `[tokens, i]` each call.
+        gradients: The gradients of its outputs, `[tokens, o]` each call, or None where none arrived.
+    """
+
+    inputs: list[Tensor]
+    gradients: list[Tensor | None]
+
+    def gradient(self, units: slice, bias: bool) -> Tensor | None:
+        """The gradient of the weights, `[units, i]`, or of the biases, `[units]`, of some output units; None if zero.
+
+        Args:
+            units: The output units.
+            bias: Whether it is that of the biases.
+        """
+        total: Tensor | None = None
+        for inputs, gradients in zip(self.inputs, self.gradients, strict=True):
+            if gradients is None:
+                continue
+            chosen = gradients[:, units]
+            # Sums over many tokens want float32 at least, whatever the model computes in.
+            wide = torch.promote_types(chosen.dtype, torch.float32)
+            part = chosen.to(wide).sum(0) if bias else chosen.to(wide).T @ inputs.to(wide)
+            total = part if total is None else total + part
+        return total
+
+
+def linear_maps(model: PreTrainedModel) -> dict[str, LinearMap]:
+    """The weights and biases of a model that have the gradients of a linear map, by parameter name.
+
+    A tensor that several modules share (as tied embeddings) has other gradients besides, and is not among them.
+
+    Args:
+        model: The model.
+    """
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    return {
+        f"{path}.{name}": LinearMap(module, name)
+        for path, module in model.named_modules()
+        if type(module) in (nn.Linear, Conv1D)  # a subclass may compute something else
+        for name, parameter in module.named_parameters(recurse=False)
+        if owners[id(parameter)] == 1
+    }
+
+
+def token_gradients(
+    model: PreTrainedModel, rows: Sequence[Batch], modules: Sequence[nn.Module], done: Callable[[], Any]
+) -> dict[nn.Module, list[Tokens]]:
+    """Runs a forward and a backward of each row, and keeps what linear maps saw.
 
     Args:
         model: The model, in the mode it is to be measured in.
-        batches: Batches on the model's device.
-        slices: What to differentiate by.
-        done: Called with the number of samples just finished.
+        rows: Batches of one row, on the model's device, without padding.
+        modules: The maps.
+        done: Called after each row.
 
     Returns:
-        `[samples, sum of the slices' sizes]`, in the model's dtype and on its device.
+        Of each map what it saw, row by row.
     """
-    names = list(dict.fromkeys(item.parameter for item in slices))
-    rows = torch.empty(
-        sum(map(row_count, batches)),
-        sum(item.stop - item.start for item in slices),
-        dtype=model.dtype,
-        device=model.device,
-    )
-    row, together = 0, family_of(model.config).router is None
+    kept: dict[nn.Module, list[Tokens]] = {module: [] for module in modules}
+
+    def watch(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return output
+        if not output.requires_grad:  # nothing below is asked for: the backward ends here
+            output = output.requires_grad_().clone()
+        tokens = kept[module][-1]
+        number = len(tokens.inputs)
+        tokens.inputs.append(arguments[0].detach().flatten(0, -2))
+        tokens.gradients.append(None)
+
+        def arrive(gradient: Tensor) -> None:
+            tokens.gradients[number] = gradient.detach().flatten(0, -2)
+
+        output.register_hook(arrive)
+        return output
+
+    scores = LabelScores(model, rows[0]) if rows else None
+    hooks = [module.register_forward_hook(watch) for module in modules]
+    try:
+        with only_these_train(model, []):
+            for row in rows:
+                for module in modules:
+                    kept[module].append(Tokens([], []))
+                assert scores is not None
+                scores.backward(row)
+                done()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kept
+
+
+def parameter_gradients(model: PreTrainedModel, row: Batch, names: Sequence[str]) -> Mapping[str, Tensor]:
+    """The gradients of any parameters by one row.
+
+    Args:
+        model: The model, in the mode it is to be measured in.
+        row: A batch of one row, on the model's device, without padding.
+        names: Names of parameters.
+    """
     with only_these_train(model, names) as parameters:
-        for batch in batches:
-            size = row_count(batch)
-            stop = row + size
-            if together:
-                try:
-                    rows[row:stop] = _together(model, parameters, batch, slices)
-                    done(size)
-                except RuntimeError as error:
-                    logger.debug("gradients sample by sample, because %s", error)
-                    together = False
-            if not together:
-                samples = [
-                    {name: tensor[index : index + 1] for name, tensor in batch.items()} for index in range(size)
-                ]
-                for index, sample in enumerate(unpadded(samples), start=row):
-                    _alone(model, parameters, sample, slices, rows[index])
-                    done(1)
-            row = stop
-    return rows
-
-
-def _together(model: PreTrainedModel, parameters: dict[str, Tensor], batch: Batch, slices: Sequence[Slice]) -> Tensor:
-    scalar = scalar_outputs(model)
-
-    def output(values: dict[str, Tensor], sample: Batch) -> Tensor:
-        def run(**arguments: Tensor) -> Any:
-            return functional_call(model, values, (), arguments)
-
-        return scalar(run, {name: tensor[None] for name, tensor in sample.items()})[0]
-
-    def gradients(values: dict[str, Tensor], sample: Batch) -> Tensor:
-        by_name = grad(output)(values, sample)
-        return torch.cat([by_name[item.parameter].flatten()[item.start : item.stop] for item in slices])
-
-    values = {name: parameter.detach() for name, parameter in parameters.items()}
-    with torch.no_grad(), _eager_attention(model):
-        return vmap(gradients, in_dims=(None, 0))(values, batch)
-
-
-def _alone(
-    model: PreTrainedModel, parameters: dict[str, Tensor], sample: Batch, slices: Sequence[Slice], row: Tensor
-) -> None:
-    """Writes the gradients of one sample into its row."""
-    with torch.enable_grad():
-        output = scalar_outputs(model)(model, sample)[0]
-    # An expert that sees no token of the sample is not used: its gradient is zero, and so may all be.
-    used = list(parameters.values())
-    if output.requires_grad:
+        with torch.enable_grad():
+            output = scalar_outputs(model)(model, row)[0]
+        if not output.requires_grad:  # as by an expert that sees no token of the row
+            return {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        used = list(parameters.values())
         gradients = torch.autograd.grad(output, used, materialize_grads=True, allow_unused=True)
-    else:
-        gradients = tuple(torch.zeros_like(parameter) for parameter in used)
-    by_name = dict(zip(parameters, gradients, strict=True))
-    column = 0
-    for item in slices:
-        size = item.stop - item.start
-        row[column : column + size] = by_name[item.parameter].flatten()[item.start : item.stop]
-        column += size
+        return dict(zip(parameters, gradients, strict=True))
 
 
 @contextlib.contextmanager
@@ -144,14 +175,3 @@ def only_these_train(model: PreTrainedModel, names: Sequence[str]) -> Iterator[d
     finally:
         for name, parameter in parameters.items():
             parameter.requires_grad_(usual[name])
-
-
-@contextlib.contextmanager
-def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Attention written out, the only kind whose masks vmap can build."""
-    usual = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(usual)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..data import LANGUAGE_OBJECTIVES, Batch, evaluating, inputs_of, objective_of, on_device
+from ..data import LANGUAGE_OBJECTIVES, Batch, evaluating, fitting_pieces, objective_of, on_device
 from ..errors import DataError
-from .scalars import token_log_probabilities
+from .log_probabilities import LabelScores
 
 __all__ = ["LanguageLoss", "language_loss"]
 
@@ -49,13 +49,14 @@ def language_loss(model: PreTrainedModel, batches: Iterable[Batch]) -> LanguageL
     if objective not in LANGUAGE_OBJECTIVES:
         raise DataError(f"{type(model).__name__} has no language-model head, so texts alone give it no loss")
     total, tokens = 0.0, 0
+    scores: LabelScores | None = None
     with evaluating(model):
-        for batch in batches:
-            batch = on_device(batch, model)
-            logits = model(**inputs_of(batch)).logits
-            values, counted = token_log_probabilities(logits, batch["labels"], causal=objective == "causal")
-            total -= values.double().sum().item()
-            tokens += int(counted.sum())
+        for whole in batches:
+            scores = scores or LabelScores(model, on_device(whole, model))
+            for batch in fitting_pieces(model, [whole], logits=scores.head is None):
+                values = scores.log_probabilities(on_device(batch, model))
+                total -= values.double().sum().item()
+                tokens += len(values)
     if not tokens:
         raise DataError("no token of these texts has a label: give longer texts")
     return LanguageLoss(objective, total / tokens, tokens)

@@ -16,7 +16,8 @@ from .step import training_step
 __all__ = ["Latency", "in_turn", "latencies", "latency"]
 
 _WARM_UP = 2  # runs before the clock counts: allocator, kernels' choice of algorithm, caches
-_FEWEST_RUNS = 5  # below which a median and quartiles say nothing
+_FEWEST_RUNS = 5  # below which a median and quartiles say little
+_LONGEST = 10.0  # seconds to spend on each model, after which two runs must do
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def latencies(
         models: The models; their weights are unchanged afterwards.
         batch: What to run them on.
         training: Time a training step.
-        seconds: Time to spend on each, at least; five runs are made whatever they take.
+        seconds: Time to spend on each. Five runs are made also where they take longer, but of a model whose runs take
+            seconds only two.
     """
     runs = [_run(model, on_device(batch, model), training) for model in models]
     with evaluating(*models), torch.set_grad_enabled(training):
@@ -67,13 +69,21 @@ def in_turn(runs: Sequence[Callable[[], float]], seconds: float) -> list[Latency
 
     Args:
         runs: Functions that return the seconds that they took.
-        seconds: Time to spend on each, at least; five runs are made whatever they take.
+        seconds: Time to spend on each. Five runs are made also where they take longer, but of a function whose runs
+            take seconds only two.
     """
     taken: list[list[float]] = [[] for _ in runs]
-    for run in [*runs] * _WARM_UP:
-        run()
     started = time.perf_counter()
-    while len(taken[0]) < _FEWEST_RUNS or time.perf_counter() - started < seconds * len(runs):
+
+    def spent() -> float:
+        return (time.perf_counter() - started) / len(runs)
+
+    for _ in range(_WARM_UP):
+        if spent() < _LONGEST / 10:  # the first is needed, the second is for runs that are short
+            for run in runs:
+                run()
+    started = time.perf_counter()
+    while len(taken[0]) < 2 or (spent() < _LONGEST and (len(taken[0]) < _FEWEST_RUNS or spent() < seconds)):
         for times, run in zip(taken, runs, strict=True):
             times.append(run())
     quartiles = [statistics.quantiles(times, n=4, method="inclusive") for times in taken]

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import Batch, counted_tokens, cut_padding, evaluating, final_hidden_state, on_device, token_mask
+from ..data import (
+    Batch,
+    counted_tokens,
+    cut_padding,
+    evaluating,
+    final_hidden_state,
+    fitting_pieces,
+    on_device,
+    token_mask,
+)
 from ..modeling.ffn import FFN
 from .pairs import reduced_pairs
 
@@ -39,8 +48,9 @@ class OutputError:
 def output_error(original: PreTrainedModel, fused: PreTrainedModel, batches: Iterable[Batch]) -> OutputError:
     """Measures the output error of each fused FFN, and of the final hidden state.
 
-    Sums are taken token by token as the batches stream through, so memory does not grow with their number. Padding
-    does not count; experts are measured on the tokens that the original routes to them.
+    Sums are taken token by token as the batches stream through, cut where they are large, so memory grows with neither
+    their number nor their size. Padding does not count; experts are measured on the tokens that the original routes to
+    them.
 
     Args:
         original: The model before fusion.
@@ -55,7 +65,7 @@ def output_error(original: PreTrainedModel, fused: PreTrainedModel, batches: Ite
     batches = cut_padding([before for before, _ in pairs], batches)
     try:
         with evaluating(original, fused):
-            for batch in batches:
+            for batch in fitting_pieces(original, batches):
                 watch.batch = on_device(batch, original)
                 wanted = final_hidden_state(original, watch.batch)
                 found = final_hidden_state(fused, on_device(batch, fused))

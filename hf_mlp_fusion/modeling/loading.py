@@ -11,7 +11,13 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from ..errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
+from ..errors import (
+    BrokenCheckpointError,
+    FusionConfigError,
+    MemoryLimitError,
+    UnsupportedModelError,
+    is_memory_shortage,
+)
 from ..families import FAMILIES
 from ..files import check_exists
 from .classes import find_class
@@ -32,6 +38,7 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         FusionConfigError: There is no such folder or repository.
         UnsupportedModelError: Its model class is none of transformers' own, or it has no safetensors.
         BrokenCheckpointError: Its files are broken.
+        MemoryLimitError: It is too large for the memory there is.
     """
     config = read_config(name_or_path)
     architecture = (config.architectures or [None])[0]
@@ -77,6 +84,7 @@ def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         UnsupportedModelError: It is not fused, or has no safetensors.
         FusionConfigError: As `load_stock_model`.
         BrokenCheckpointError: As `load_stock_model`.
+        MemoryLimitError: As `load_stock_model`.
     """
     config = read_config(name_or_path)
     if getattr(config, "mlp_fusion", None) is None:
@@ -114,17 +122,18 @@ def _load(cls: Any, name_or_path: str, config: Any, dtype: str, device: str) -> 
         model, info = cls.from_pretrained(
             name_or_path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs
         )
-    except OSError as error:
+    except Exception as error:
+        # safetensors has its own exception type, and transformers raises RuntimeError on shape mismatches.
+        if is_memory_shortage(error):
+            raise MemoryLimitError(
+                f"{name_or_path} does not fit into memory: free some, or raise its limit"
+            ) from error
         _check_permissions(name_or_path)
-        if "safetensors" in str(error):
+        if isinstance(error, OSError) and "safetensors" in str(error):
             raise UnsupportedModelError(
                 f"{name_or_path} has no safetensors weights, and pickles are not read: convert it first, with "
                 "model.save_pretrained() in an environment that you trust it in"
             ) from error
-        raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
-    except Exception as error:
-        _check_permissions(name_or_path)
-        # safetensors has its own exception type, and transformers raises RuntimeError on shape mismatches.
         raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
     check_nothing_missing(name_or_path, info["missing_keys"])
     return model

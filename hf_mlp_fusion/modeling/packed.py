@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..tensors import FFNWeights
 from .ffn import FFN
-from .parts import Rows
+from .rows import Rows
 
 __all__ = ["PackedFFN"]
 

@@ -13,23 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ..families import FFNSpec
 from ..tensors import FFNWeights
+from .rows import Rows
 
-__all__ = ["FFNParts", "Rows", "projection_sizes"]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a parameter, `[rows, ...]` in the layout of `nn.Linear`.
-
-    Args:
-        parameter: Its name in the full model.
-        start: First row.
-        stop: Behind the last row.
-    """
-
-    parameter: str
-    start: int
-    stop: int
+__all__ = ["FFNParts", "projection_sizes"]
 
 
 @dataclass(frozen=True)

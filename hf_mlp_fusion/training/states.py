@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data import Batch, token_mask
+from ..data import Batch, few_logits, token_mask
 from ..modeling.find import find_ffns
 
 __all__ = ["TARGETS", "State", "ffn_outputs", "hidden_states", "mean_squared_error"]
@@ -38,7 +38,8 @@ def hidden_states(run: Callable[..., Any], model: PreTrainedModel, names: Sequen
         names: Names of the fused FFNs; not needed here.
         batch: The arguments of its forward.
     """
-    outputs = run(**batch, output_hidden_states=True, return_dict=True, use_cache=False)
+    with few_logits(model):  # none of them is compared
+        outputs = run(**batch, output_hidden_states=True, return_dict=True, use_cache=False)
     encoder = getattr(outputs, "encoder_hidden_states", None) or outputs.hidden_states
     decoder = getattr(outputs, "decoder_hidden_states", None) or ()
     # The first of each are the embeddings.
@@ -65,7 +66,8 @@ def ffn_outputs(run: Callable[..., Any], model: PreTrainedModel, names: Sequence
     found: dict[nn.Module, Tensor] = {}
     hooks = [block.register_forward_hook(lambda block, _, output: found.update({block: output})) for block in blocks]
     try:
-        run(**batch, use_cache=False)
+        with few_logits(model):
+            run(**batch, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,9 +12,18 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from ..data import Batch, load_tokenizer, make_batches, row_count, split_texts
+from ..data import (
+    Batch,
+    available_bytes,
+    check_room,
+    load_tokenizer,
+    make_batches,
+    row_bytes,
+    row_count,
+    split_texts,
+)
 from ..errors import DataError
-from ..measure import OutputError, output_error
+from ..measure import OutputError, output_error, parameter_blocks, reduced_ffns
 from .layerwise import DEFAULT_TARGET, LEARNING_RATE, LayerwiseTuningTrainer
 
 __all__ = ["TuningResult", "tune_model"]
@@ -60,12 +69,14 @@ def tune_model(
         target: What to compare, as `LayerwiseTuningTrainer` has it.
         epochs: How often to go through the texts.
         learning_rate: AdamW's, at the start; it falls to zero linearly.
-        batch_size: Rows of a step: a text each, or windows of text for language models.
+        batch_size: Rows of a step: a text each, or windows of text for language models. Where they do not fit into
+            memory at once, a step takes them in turn.
         max_length: Tokens of a row, at most.
         seed: Seed of the order, and of what masked language models mask.
 
     Raises:
         DataError: There are too few texts.
+        MemoryLimitError: Not one row fits into the memory there is.
         UnsupportedModelError: The models do not belong together.
 
     Example:
@@ -84,12 +95,14 @@ def tune_model(
         for row in make_batches(fused, tokenizer, train, max_length=max_length, batch_size=1, seed=seed)
     ]
     on_cpu = fused.device.type == "cpu"
+    at_once = _rows_at_once(fused, original, batch_size, max_length)
     with tempfile.TemporaryDirectory() as folder:  # where `Trainer` would save
         arguments = TrainingArguments(
             folder,
             num_train_epochs=epochs,
             learning_rate=learning_rate,
-            per_device_train_batch_size=batch_size,
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=batch_size // at_once,
             seed=seed,
             use_cache=getattr(fused.config, "use_cache", False),
             use_cpu=on_cpu,
@@ -113,6 +126,17 @@ def tune_model(
         last = replace(last, error_before=before.mean, error_after=result.after.mean)
         fused.fusion_report = replace(fused.fusion_report, tuning=[*others, last])
     return result
+
+
+def _rows_at_once(fused: Any, original: PreTrainedModel, batch_size: int, tokens: int) -> int:
+    """The most rows that fit into half of the memory there is and of which a step has a whole number of times."""
+    needed = row_bytes(fused, tokens, gradients=True) + row_bytes(original, tokens)
+    blocks = parameter_blocks(fused, reduced_ffns(fused))
+    tuned = {name for names in blocks.values() for name in names}
+    state = sum(3 * p.numel() * p.element_size() for name, p in fused.named_parameters() if name in tuned)
+    check_room(state + needed, fused.device, "a step of tuning", "shorter rows need less")
+    fitting = max(1, min(batch_size, (available_bytes(fused.device) - state) // 2 // needed))
+    return next(rows for rows in range(fitting, 0, -1) if batch_size % rows == 0)
 
 
 class _Progress(ProgressCallback):

@@ -282,3 +282,16 @@ def test_families_are_listed(cli):
     assert rows["phi3"]["FFNs"] == "gated, gate and up in one matrix"
     assert rows["switch_transformers"]["FFNs"] == "two matrices, and experts"
     assert set(rows) == set(FAMILIES)
+
+
+def test_names_are_checked_before_a_model_is_loaded(cli, stock, tmp_path, monkeypatch):
+    """Or a slip of the pen costs the minutes that loading takes."""
+    monkeypatch.setattr("hf_mlp_fusion.modeling.loading._load", lambda *_: pytest.fail("a model was loaded"))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one\ntwo\n", encoding="utf-8")
+    code, _, err = cli("compare", stock, "--texts", texts, "--methods", "fusion,magic", "--out", tmp_path / "out")
+    assert (code, "there is no method 'magic'" in err) == (1, True)
+    code, _, err = cli("tune", stock, tmp_path / "out", "--texts", texts, "--target", "magic")
+    assert (code, "target must be one of 'hidden_states', 'ffn_outputs'" in err) == (1, True)
+    code, _, err = cli("bench", "glue", stock, "--methods", "magic", "--tasks", "cola", "--out", tmp_path / "a.jsonl")
+    assert (code, "there is no method 'magic'" in err) == (1, True)

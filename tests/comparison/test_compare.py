@@ -66,6 +66,7 @@ def test_every_method_gets_a_row(folder, family, tmp_path):
     assert fusion.forward.median > 0
     assert 0.1 < fusion.training.speedup < 10
     assert original.forward.speedup is None
+    assert fusion.forward.speedup == fusion.forward.original / fusion.forward.median
     assert fusion.training.flops > 2 * fusion.forward.flops
     assert fusion.forward.flops < original.forward.flops
     if family == "switch_transformers":

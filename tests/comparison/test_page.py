@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from hf_mlp_fusion.cli import app
 from hf_mlp_fusion.comparison.results import add_row, write_kernel
 from hf_mlp_fusion.comparison.row import Costs, Row
+from hf_mlp_fusion.comparison.table import columns
 from hf_mlp_fusion.comparison.write import write_report
 from hf_mlp_fusion.errors import DataError
 from hf_mlp_fusion.measure import NTK
@@ -78,6 +79,17 @@ def test_report_writes_table_pictures_and_page(folder):
     for name in names:
         pixels = matplotlib.image.imread(folder / "pictures" / name)
         assert pixels.std() > 0.01, f"{name} is blank"
+
+
+def test_a_ratio_stands_beside_the_two_times_that_it_is_of():
+    sure = Costs(0.01, 0.001, 10**9, None, 1.5, 0.015, 0.002)
+    unsure = Costs(0.0142, 0.001, 10**9, None, 0.015 / 0.0142, 0.015, 0.002)
+    shown = columns([row("original"), row("fusion", forward=sure, training=unsure)])
+    cells = {header: get(row("fusion", forward=sure, training=unsure)) for header, get in shown.items()}
+    assert cells["forward, ms"] == "10 ± 1 (of 15)"
+    assert cells["forward, faster"] == "1.50 ×"
+    assert cells["step, ms"] == "14 ± 1 (of 15)"
+    assert cells["step, faster"] == "1.06 ×, within the spread"
 
 
 def test_report_alone_keeps_the_command(folder):

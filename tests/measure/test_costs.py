@@ -1,3 +1,6 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -8,6 +11,7 @@ from hf_mlp_fusion import FusionConfig, fuse_model
 from hf_mlp_fusion.data.objectives import make_batches
 from hf_mlp_fusion.errors import DataError
 from hf_mlp_fusion.measure import flops, language_loss, latency, model_size, peak_memory
+from hf_mlp_fusion.measure.latency import in_turn
 
 
 def batch_for(model, family):
@@ -24,6 +28,24 @@ def test_latency_is_measured_and_leaves_the_weights(training):
     assert measured.spread >= 0
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("taken", "runs", "most"), [(0.01, 30, 32), (1.0, 5, 7), (4.0, 3, 4), (60.0, 2, 3)])
+def test_the_time_spent_on_timing_is_bounded(taken, runs, most, monkeypatch):
+    """Runs of seconds are made less often: a table of a slow model would take hours else."""
+    clock, made = [0.0], []
+    module = sys.modules[in_turn.__module__]  # the package has a function of the module's name
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def run():
+        clock[0] += taken
+        made.append(1)
+        return taken
+
+    first, second = in_turn([run, run], seconds=0.3)
+    assert first.runs == second.runs == runs
+    assert len(made) <= 2 * most
+    assert first.median == taken
 
 
 def test_a_training_step_takes_more_memory_than_a_forward():

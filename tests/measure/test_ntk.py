@@ -1,4 +1,5 @@
 import copy
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
 from hf_mlp_fusion.data.objectives import make_batches
 from hf_mlp_fusion.measure import NTK, compare_ntks, ntk, ntk_error, parameter_blocks
 from hf_mlp_fusion.modeling.find import find_ffns
+from hf_mlp_fusion.modeling.rows import Rows
 
 CLASSIFIER = transformers.BertForSequenceClassification
 CASES = [("bert", None), ("bert", CLASSIFIER), ("bert", transformers.BertModel), ("gpt2", None)]
@@ -97,22 +99,108 @@ def test_chunks_change_nothing(family):
             torch.testing.assert_close(chunked.blocks[name], block, rtol=1e-8, atol=1e-12)
 
 
-def test_vmap_and_the_loop_agree(monkeypatch):
-    from hf_mlp_fusion.measure import gradients
+@pytest.mark.parametrize("family", ["bert", "gpt2", "switch_transformers"])
+def test_what_linear_maps_saw_and_autograd_agree(family, monkeypatch):
+    """Hooks make the kernels of linear maps; the gradients themselves, which any other parameter needs, the same."""
+    module = sys.modules[ntk.__module__]  # the package gives the function the module's name
+    model = tiny_model(family).double()
+    batches = batches_for(model, family)
+    seen = ntk(model, batches)
+    monkeypatch.setattr(module, "linear_maps", lambda model: {})
+    for name, block in ntk(model, batches).blocks.items():
+        torch.testing.assert_close(seen.blocks[name], block, rtol=1e-6, atol=1e-9)
 
+
+def test_one_pass_does_whatever_the_number_of_ffns(monkeypatch):
+    module = sys.modules[ntk.__module__]
     model = tiny_model("gpt2").double()
     batches = batches_for(model, "gpt2")
-    calls = []
-    together = gradients._together
-    monkeypatch.setattr(gradients, "_together", lambda *args: calls.append(1) or together(*args))
-    vectorised = ntk(model, batches)
-    assert len(calls) == len(batches)
+    passes = []
+    usual = module.token_gradients
+    monkeypatch.setattr(module, "token_gradients", lambda *args: passes.append(1) or usual(*args))
+    whole = ntk(model, batches)
+    assert len(passes) == 1
+    ntk(model, batches, gradient_bytes=1)  # a map a pass
+    assert len(passes) == 1 + 2 * 3
+    # A batch cut otherwise has the same rows.
+    single = [{name: tensor[i : i + 1] for name, tensor in batch.items()} for batch in batches for i in range(2)]
+    torch.testing.assert_close(ntk(model, single).total, whole.total, rtol=1e-12, atol=0)
 
-    def refuse(*args):
-        raise RuntimeError("vmap: data-dependent control flow")
 
-    monkeypatch.setattr(gradients, "_together", refuse)
-    torch.testing.assert_close(ntk(model, batches).total, vectorised.total, rtol=1e-8, atol=1e-12)
+def test_a_module_that_is_called_several_times_adds_its_calls_up():
+    config = transformers.AlbertConfig(
+        vocab_size=99,
+        embedding_size=16,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_hidden_layers=3,
+    )
+    torch.manual_seed(0)
+    model = transformers.AlbertForMaskedLM(config).double().eval()
+    batches = batches_for(model, "bert")
+    names = [name for name, _ in model.named_parameters() if ".ffn" in name]
+    assert len(names) == 4
+    gradients = naive_gradients(model, batches, names)
+    measured = ntk(model, batches, parameters={"ffn": names}).total
+    torch.testing.assert_close(measured, gradients @ gradients.sign().T, rtol=1e-6, atol=1e-9)
+
+
+def test_parameters_of_any_kind_have_kernels():
+    """A norm, an embedding, and one that is the head as well: no linear map alone makes their gradients."""
+    model = tiny_model("gpt2").double()
+    batches = batches_for(model, "gpt2")
+    for name in ("transformer.ln_f.weight", "transformer.wpe.weight", "transformer.wte.weight"):
+        gradients = naive_gradients(model, batches, [name])
+        measured = ntk(model, batches, parameters=[name], gradient_bytes=4 * 8 * 100).total
+        torch.testing.assert_close(measured, gradients @ gradients.sign().T, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_output_units_of_a_parameter_have_kernels_that_add_up(family):
+    model = tiny_model(family).double()
+    batches = batches_for(model, family)
+    ffn = next(find_ffns(model))
+    names = [name for name in ffn.parameter_names() if f".{ffn.spec.up}." in name]
+    whole = ntk(model, batches, parameters={"up": names}).total
+    cut = {"some": [Rows(name, 0, 10) for name in names], "others": [Rows(name, 10, 64) for name in names]}
+    parts = ntk(model, batches, parameters=cut)
+    torch.testing.assert_close(parts.total, whole, rtol=1e-9, atol=1e-12)
+    bias = naive_gradients(model, batches, names[1:])[:, :10]
+    alone = ntk(model, batches, parameters={"bias": [Rows(names[1], 0, 10)]}).total
+    torch.testing.assert_close(alone, bias @ bias.sign().T, rtol=1e-6, atol=1e-9)
+
+
+def test_logits_that_a_model_changes_are_taken_as_they_are():
+    """Gemma 2 caps its logits behind the output embeddings, so these alone do not give them."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    config = transformers.Gemma2Config(
+        vocab_size=99, num_attention_heads=2, num_key_value_heads=1, final_logit_softcapping=0.01, **sizes
+    )
+    torch.manual_seed(0)
+    model = transformers.Gemma2ForCausalLM(config).double().eval()
+    ids = torch.randint(2, 90, (2, 9))
+    names = ["model.layers.0.mlp.down_proj.weight"]
+    rows = []
+    for row in ids:
+        chosen = model(row[None]).logits[0, :-1].log_softmax(-1).gather(-1, row[1:, None])
+        rows.append(torch.autograd.grad(chosen.mean(), model.model.layers[0].mlp.down_proj.weight)[0].flatten())
+    gradients = torch.stack(rows)
+    measured = ntk(model, [{"input_ids": ids, "labels": ids}], parameters=names).total
+    torch.testing.assert_close(measured, gradients @ gradients.sign().T, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "switch_transformers"])
+def test_no_more_logits_are_there_at_once_than_asked_for(family, monkeypatch):
+    model = tiny_model(family).double()
+    batches = batches_for(model, family)
+    whole = ntk(model, batches).total
+    monkeypatch.setattr("hf_mlp_fusion.measure.log_probabilities.LOGIT_BYTES", 2 * 4 * 99)
+    sizes = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda *args: sizes.append(args[2].numel() // 99))
+    torch.testing.assert_close(ntk(model, batches).total, whole, rtol=1e-6, atol=1e-9)
+    hook.remove()
+    assert max(sizes[2:]) <= 2  # the first rows tell whether it can be done
 
 
 def test_the_model_is_left_as_it_was():

@@ -1,0 +1,82 @@
+"""What a fusion will take, told before it starts: memory, which is checked, and work, which the progress bar needs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from ..data import Batch, check_room, longest_input, model_bytes, row_bytes, spare_bytes
+from ..measure import kernel_bytes, kernel_work
+from ..modeling.ffn import FFN
+from ..recipe import FusionConfig
+from .calibration import moments_work
+from .driver import reduction_work
+from .layer_fuser import moment_bytes
+
+__all__ = ["check_memory", "fusion_work"]
+
+_SELECTION_COPIES = 4  # of an FFN's Gram matrix, while units are chosen: the damped one, its factor, inverse, updates
+
+
+def check_memory(
+    model: PreTrainedModel,
+    todo: Sequence[tuple[FFN, int]],
+    config: FusionConfig,
+    batches: Sequence[Batch],
+    samples: Sequence[Batch],
+    *,
+    inplace: bool,
+) -> None:
+    """Checks that there is the memory that a calibrated fusion takes at least, its batches cut as far as they may be.
+
+    Args:
+        model: The model.
+        todo: All FFNs to fuse, each with the units to keep.
+        config: The recipe, resolved.
+        batches: Calibration data, where the recipe refits.
+        samples: Rows on which kernels are matched, where they are.
+        inplace: Whether the model's tensors are taken over.
+
+    Raises:
+        MemoryLimitError: There is not.
+    """
+    stages = {}
+    if batches:
+        moments = [
+            sum(moment_bytes(ffn, width if config.selection == "clusters" else ffn.width) for ffn, width in layer)
+            for _, layer in itertools.groupby(todo, key=lambda item: (item[0].stack, item[0].layer))
+        ]
+        selection = _SELECTION_COPIES * max(8 * ffn.width**2 for ffn, _ in todo)
+        row = row_bytes(model, max(map(longest_input, batches)))
+        stages["shorter calibration rows need less"] = 2 * max(moments) + max(selection, row)
+    if samples:
+        widest = max(ffn.width + max(ffn.hidden_size, ffn.output_size) for ffn, _ in todo)
+        stages["ntk='none' needs less"] = kernel_bytes(model, samples, widest)
+    if not stages:
+        return
+    mend, stage = max(stages.items(), key=lambda item: item[1])
+    copy = 0 if inplace else model_bytes(model)
+    more = "" if inplace else ", inplace=True a copy of the model less"
+    check_room(copy + stage, model.device, "this fusion", f"{mend}{more}")
+
+
+def fusion_work(
+    model: PreTrainedModel, todo: Sequence[tuple[FFN, int]], batches: Sequence[Batch], samples: Sequence[Batch]
+) -> float:
+    """About how many operations a fusion takes.
+
+    Args:
+        model: The model.
+        todo: All FFNs to fuse, each with the units to keep.
+        batches: Calibration data, where the recipe refits.
+        samples: Rows on which kernels are matched, where they are.
+    """
+    work = reduction_work(todo) + 2 * kernel_work(model, samples)
+    if batches:
+        held = sum(moment_bytes(ffn, ffn.width) for ffn, _ in todo)
+        passes = math.ceil(held / max(1, spare_bytes(model.device)))
+        work += moments_work(model, [ffn for ffn, _ in todo], batches) * (passes + 1) / 2
+    return work
