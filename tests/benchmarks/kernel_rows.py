@@ -16,29 +16,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from hf_mlp_fusion import FusionConfig, fuse_model, register_family
+from hf_mlp_fusion import FusionConfig, fuse_model
 from hf_mlp_fusion.data import make_batches, read_texts
-from hf_mlp_fusion.families import FAMILIES, Family, FFNSpec
 from hf_mlp_fusion.measure import ntk
 from hf_mlp_fusion.modeling.find import find_ffns
 
 TOKENS = (128, 64, 32)
 ROWS = (2, 4, 8, 16, 32)
 DRAWS = 20
-
-
-def register_llama() -> None:
-    """Makes Llama known where the package does not know it yet."""
-    if "llama" not in FAMILIES:
-        layer = FFNSpec(
-            host="LlamaMLP",
-            pattern=r"layers\.(?P<layer>\d+)\.mlp",
-            up="up_proj",
-            gate="gate_proj",
-            down="down_proj",
-            activation="act_fn",
-        )
-        register_family(Family("llama", "LlamaConfig", (layer,), width_field="intermediate_size"))
 
 
 def kernels(model, names, batches):
@@ -61,7 +46,6 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.5)
     options = parser.parse_args()
     transformers_logging.disable_progress_bar()
-    register_llama()
     masked = AutoConfig.from_pretrained(options.model).model_type in ("bert", "roberta")
     head = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     model = head.from_pretrained(options.model, dtype=torch.float32).eval()
