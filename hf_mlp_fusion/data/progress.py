@@ -50,7 +50,7 @@ def progress_over(work: float, title: str) -> Iterator[None]:
         work: Work of all stages, in any unit that makes them comparable.
         title: What is done.
     """
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    layout = "{l_bar}{bar}| {elapsed}<{remaining}"
     with transformers_logging.tqdm(total=work, desc=title, bar_format=layout, smoothing=0.05) as bar:
         whole = _Whole(bar, title, work)
         token = _whole.set(whole)
