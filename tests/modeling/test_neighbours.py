@@ -96,7 +96,9 @@ def test_speech_pipelines(name):
 
     head = main_head(FAMILIES["whisper"]) if name == "whisper" else transformers.Wav2Vec2ForCTC
     stock = tiny_family_model(FAMILIES[name], head)
-    extractor = transformers.WhisperFeatureExtractor() if name == "whisper" else transformers.Wav2Vec2FeatureExtractor()
+    extractor = (
+        transformers.WhisperFeatureExtractor() if name == "whisper" else transformers.Wav2Vec2FeatureExtractor()
+    )
     kinds = [
         AutomaticSpeechRecognitionPipeline(model, feature_extractor=extractor, tokenizer=tiny_tokenizer("gpt2")).type
         for model in (stock, fuse_model(stock, WHOLE))
