@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
@@ -14,6 +13,7 @@ from ..data import Batch, load_tokenizer, longest_row, pad_batch
 from ..errors import DataError, UnsupportedModelError
 from ..fusion import SAMPLES, calibration_batches
 from ..metrics import load
+from ..modeling.loading import load_whole
 from .train import History, Settings, fine_tune
 
 if TYPE_CHECKING:
@@ -128,16 +128,17 @@ class GlueBench:
             if not labels:
                 raise UnsupportedModelError(f"{task} asks for a number, which a model that writes text cannot give")
             _label_words(GLUE[task], tokenizer)
-            return AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True), tokenizer
+            return load_whole(AutoModelForSeq2SeqLM, name, dtype="float32"), tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model = load_whole(
+            AutoModelForSequenceClassification,
             name,
+            new_head=True,
             num_labels=len(labels) or 1,
             problem_type=None if labels else "regression",
             pad_token_id=tokenizer.pad_token_id,
-            dtype=torch.float32,
-            use_safetensors=True,
+            dtype="float32",
         )
         return model, tokenizer
 

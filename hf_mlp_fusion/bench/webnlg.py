@@ -15,6 +15,7 @@ from ..data import Batch, load_tokenizer, longest_row, on_device, pad_batch
 from ..errors import DataError, UnsupportedModelError
 from ..fusion import SAMPLES
 from ..metrics import load
+from ..modeling.loading import load_whole
 from .train import History, Settings, fine_tune
 from .webnlg_data import WebNLGItem, prompt_batch, read_webnlg, training_rows
 
@@ -87,7 +88,7 @@ class WebNLGBench:
         if AutoConfig.from_pretrained(name).is_encoder_decoder:
             raise UnsupportedModelError(f"{name} is an encoder-decoder, and the WebNLG bench is for causal models")
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True), tokenizer
+        return load_whole(AutoModelForCausalLM, name, dtype="float32"), tokenizer
 
     def calibration(
         self, task: str, model: PreTrainedModel, tokenizer: Any, data: WebNLGData, settings: Settings

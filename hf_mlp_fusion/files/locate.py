@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import FusionConfigError
+from ..errors import BrokenCheckpointError, FusionConfigError
 
-__all__ = ["check_exists", "locate_file"]
+__all__ = ["check_exists", "check_readable", "has_file", "locate_file"]
 
 
 def locate_file(name_or_path: str, filename: str) -> Path | None:
@@ -47,3 +47,28 @@ def check_exists(name_or_path: str) -> None:
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if not os.path.isdir(name_or_path) and (looks_like_path or os.path.exists(name_or_path)):
         raise FusionConfigError(f"{name_or_path}: no such folder; give a model folder or a Hub id such as gpt2")
+
+
+def has_file(name_or_path: str, pattern: str) -> bool:
+    """Whether a folder has a file of some name; of a Hub id it is not known, and False.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+        pattern: The name, with `*`.
+    """
+    return any(Path(name_or_path).glob(pattern)) if os.path.isdir(name_or_path) else False
+
+
+def check_readable(name_or_path: str | Path, pattern: str) -> None:
+    """Checks that the files of a folder may be read: safetensors says of those that may not that they are not there.
+
+    Args:
+        name_or_path: A folder, or a Hub id, of which nothing is checked.
+        pattern: The files' names, with `*`.
+
+    Raises:
+        BrokenCheckpointError: One of them may not.
+    """
+    for path in Path(name_or_path).glob(pattern) if os.path.isdir(name_or_path) else ():
+        if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise BrokenCheckpointError(f"{path} may not be read: give yourself permission (chmod u+r)")

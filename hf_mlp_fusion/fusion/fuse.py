@@ -31,7 +31,9 @@ def fuse_model(
     """Fuses the FFNs (or experts) of a model.
 
     Args:
-        model: A stock model of a supported family, with any head.
+        model: A stock model of a supported family, with any head. Whether all of its weights were loaded cannot be
+            seen here: heed transformers' report of MISSING ones, in whose place there is random noise. (The commands
+            refuse.)
         config: What to fuse and how.
         calibration: Data that the recipe may use, to keep the output far better than without: texts, a text file, a
             data set, or batches of model inputs (mappings of tensors). A few hundred sentences do. `"sampled"` needs

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import BrokenCheckpointError
 from ..families import Family, FFNSpec
-from ..files import read_object
+from ..files import check_readable, read_object
 from ..recipe import FFNWidth, FusionSection
 
 __all__ = ["StoredTensor", "check_stored_ffns", "stored_tensors"]
@@ -87,6 +87,9 @@ def _header(path: Path) -> dict[str, StoredTensor]:
         with safe_open(path, framework="numpy") as file:  # which, unlike torch, maps it for reading only
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
             return {name: StoredTensor(name, s.get_dtype(), tuple(s.get_shape()), path) for name, s in slices.items()}
+    except FileNotFoundError:
+        check_readable(path.parent, path.name)
+        raise
     except (SafetensorError, OverflowError) as error:
         raise BrokenCheckpointError(f"{path} is broken: {error}. Fetch it anew") from error
 

@@ -8,10 +8,11 @@ import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
-from ..files import check_exists
+from ..files import check_exists, check_readable, has_file
 from .classes import find_class
+from .loading_checks import check_nothing_missing
 
-__all__ = ["load_fused_model", "load_stock_model", "read_config"]
+__all__ = ["load_fused_model", "load_stock_model", "load_whole", "read_config"]
 
 
 def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
@@ -36,7 +37,7 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         )
     if stock is None:
         raise UnsupportedModelError(f"{name_or_path} has the class {architecture!r}, which transformers does not know")
-    return _load(stock, name_or_path, config, dtype, device)
+    return load_whole(stock, name_or_path, config=config, dtype=dtype, device=device)
 
 
 def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
@@ -63,7 +64,7 @@ def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         raise UnsupportedModelError(
             f"{name_or_path} has the class {architecture!r}, which hf_mlp_fusion does not know"
         )
-    return _load(cls, name_or_path, config, dtype, device)
+    return load_whole(cls, name_or_path, config=config, dtype=dtype, device=device)
 
 
 def read_config(name_or_path: str) -> Any:
@@ -76,18 +77,39 @@ def read_config(name_or_path: str) -> Any:
         FusionConfigError: There is no such folder or repository, or it has no legible config.
     """
     check_exists(name_or_path)
+    check_readable(name_or_path, "config.json")
     try:
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)  # else it asks at the terminal
     except (OSError, ValueError) as error:
         raise FusionConfigError(f"{name_or_path} has no readable config.json: {_first_line(error)}") from error
 
 
-def _load(cls: Any, name_or_path: str, config: Any, dtype: str, device: str) -> Any:
-    kwargs: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
+def load_whole(
+    cls: Any, name_or_path: str, *, dtype: Any = "auto", new_head: bool = False, device: str = "cpu", **kwargs: Any
+) -> Any:
+    """Loads a model, and refuses checkpoints that lack some of its weights. Only safetensors are read.
+
+    Args:
+        cls: A model class, or an Auto class.
+        name_or_path: A folder or a Hub id.
+        dtype: A torch dtype or its name, or `"auto"` for the one that the weights are stored in.
+        new_head: Whether it may get a new head, which no checkpoint has yet.
+        device: Device to load it to.
+        **kwargs: More for `from_pretrained`.
+
+    Raises:
+        UnsupportedModelError: It has no safetensors.
+        BrokenCheckpointError: Its files are broken, cannot be read, or lack weights.
+    """
+    if device != "cpu":
+        kwargs["device_map"] = {"": device}
     try:
-        return cls.from_pretrained(name_or_path, config=config, dtype=dtype, use_safetensors=True, **kwargs)
+        model, info = cls.from_pretrained(
+            name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs
+        )
     except OSError as error:
-        if "safetensors" in str(error):
+        check_readable(name_or_path, "*.safetensors*")
+        if "safetensors" in str(error) and not has_file(name_or_path, "*.safetensors*"):
             raise UnsupportedModelError(
                 f"{name_or_path} has no safetensors weights, and pickles are not read: convert it first, with "
                 "model.save_pretrained() in an environment that you trust it in"
@@ -96,6 +118,8 @@ def _load(cls: Any, name_or_path: str, config: Any, dtype: str, device: str) -> 
     except Exception as error:
         # safetensors has its own exception type, and transformers raises RuntimeError on shape mismatches.
         raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
+    check_nothing_missing(model, info, name_or_path, new_head=new_head)
+    return model
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,9 @@
 """What transformers looks up by the name of a class or of a config: a fused class gets what its stock class gets.
 
-`AutoModel*.register` fills the maps by config class alone. The tables of names beside them, which say what a class is
-for, stay as they are: Trainer's label smoothing shifts labels where a class's name stands under causal language models,
-its cards name a task by them, pipelines and servers choose their ways by them. `model_type` is dealt with in `configs`.
+`AutoModel*.register` fills the maps by config class alone. The tables of names beside them, which say what a class
+is for, stay as they are: Trainer's label smoothing shifts labels where a class's name stands under causal language
+models, its cards name a task by them, pipelines and servers choose their ways by them. `model_type` is dealt with in
+`configs`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["add_class_names", "add_processors"]
 
 
 def add_class_names(family: Family, fused_type: str) -> None:
-    """Gives a family's fused type a row in each of transformers' tables of class names that has one for its stock type.
+    """Gives a family's fused type a row in each of transformers' tables of class names that has its stock type.
 
     Args:
         family: The family.
