@@ -15,6 +15,7 @@
   (`classes.py`);
 - `transformers.utils.hub.cached_file`, its `_raise_exceptions_for_missing_entries`, and `cached_files` (`headers.py`,
   `modeling.py`);
+- `transformers.modeling_utils._add_variant` (`headers.py`);
 - `PreTrainedModel._upload_modified_files`, which uploads what a push has saved (`modeling.py`);
 - the tables `TRANSFORMERS_MODELS_TO_*` of `peft.utils.constants` (`adapters.py`).
 """

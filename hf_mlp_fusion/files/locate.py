@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import BrokenCheckpointError, FusionConfigError
 
-__all__ = ["check_exists", "check_readable", "has_file", "locate_file"]
+__all__ = ["check_exists", "check_readable", "files_like", "locate_file"]
 
 
 def locate_file(name_or_path: str, filename: str) -> Path | None:
@@ -49,14 +49,14 @@ def check_exists(name_or_path: str) -> None:
         raise FusionConfigError(f"{name_or_path}: no such folder; give a model folder or a Hub id such as gpt2")
 
 
-def has_file(name_or_path: str, pattern: str) -> bool:
-    """Whether a folder has a file of some name; of a Hub id it is not known, and False.
+def files_like(name_or_path: str, pattern: str) -> list[str]:
+    """The files of a folder that have some name, sorted; of a Hub id they are not known, and none.
 
     Args:
         name_or_path: A folder or a Hub id.
         pattern: The name, with `*`.
     """
-    return any(Path(name_or_path).glob(pattern)) if os.path.isdir(name_or_path) else False
+    return sorted(path.name for path in Path(name_or_path).glob(pattern)) if os.path.isdir(name_or_path) else []
 
 
 def check_readable(name_or_path: str | Path, pattern: str) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import safe_open
 
-from ..errors import FusionConfigError, FusionError, HubError
+from ..errors import BrokenCheckpointError, FusionConfigError, FusionError, HubError
 from ..tensors import check_cluster_sizes
 from .cards import CARD_NAME, card_files, read_readme
 from .files import WEIGHTS, sort_files
@@ -56,6 +56,11 @@ def check_folder(folder: Path) -> SavedModel:
         BrokenCheckpointError: It will not, and why.
     """
     saved = read_saved(str(folder))
+    if saved.config.get("transformers_weights") is not None:
+        raise BrokenCheckpointError(
+            f"{folder} keeps its weights in a file of its own naming (transformers_weights in config.json): load the "
+            "model and save it anew, then push that"
+        )
     scalings = check_stored_ffns(
         stored_tensors(folder, {}),
         saved.section,

@@ -8,7 +8,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
-from ..files import check_exists, check_readable, has_file
+from ..files import check_exists, check_readable, files_like
 from .classes import find_class
 from .loading_checks import check_nothing_missing
 
@@ -109,7 +109,7 @@ def load_whole(
         )
     except OSError as error:
         check_readable(name_or_path, "*.safetensors*")
-        if "safetensors" in str(error) and not has_file(name_or_path, "*.safetensors*"):
+        if "safetensors" in str(error) and not files_like(name_or_path, "*.safetensors*"):
             raise UnsupportedModelError(
                 f"{name_or_path} has no safetensors weights, and pickles are not read: convert it first, with "
                 "model.save_pretrained() in an environment that you trust it in"

@@ -70,7 +70,7 @@ def check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, A
     if getattr(config, "mlp_fusion", None) is None:
         return
     section = FusionSection.from_dict(config.mlp_fusion)
-    stored = stored_tensors(name_or_path, hub_kwargs)
+    stored = stored_tensors(name_or_path, hub_kwargs, getattr(config, "transformers_weights", None))
     quantized = getattr(config, "quantization_config", None) is not None
     check_stored_ffns(stored, section, family_of(config), quantized=quantized)
     for name in ("num_hidden_layers", "num_decoder_layers", "num_experts"):

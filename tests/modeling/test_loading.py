@@ -4,7 +4,7 @@ import json
 
 import pytest
 import transformers
-from conftest import tiny_model
+from conftest import first_output, tiny_model
 from safetensors.torch import load_file, save_file
 from tiny_text import tiny_tokenizer
 from unreadable import unreadable
@@ -101,7 +101,7 @@ def test_fused_files_that_may_not_be_read(cli, tmp_path):
 def test_a_shard_that_is_not_there_is_no_pickle(stock):
     model = load_stock_model(str(stock))
     (stock / "model.safetensors").unlink()
-    model.save_pretrained(stock, max_shard_size="40KB")
+    model.save_pretrained(stock, max_shard_size="10KB")
     next(stock.glob("model-*")).unlink()
     with pytest.raises(BrokenCheckpointError, match="could not be loaded"):
         load_stock_model(str(stock))
@@ -111,3 +111,50 @@ def test_no_safetensors_at_all(stock):
     (stock / "model.safetensors").rename(stock / "pytorch_model.bin")
     with pytest.raises(UnsupportedModelError, match="has no safetensors weights"):
         load_stock_model(str(stock))
+
+
+@pytest.mark.parametrize("size", ["10KB", "50GB"])
+@pytest.mark.parametrize("variant", [None, "fp16", "a-b.c"])
+def test_variants_single_and_sharded(size, variant, tmp_path):
+    fused = fuse_model(tiny_model("bert"), FusionConfig(width=16))
+    fused.save_pretrained(tmp_path, max_shard_size=size, variant=variant)
+    again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, variant=variant)
+    assert first_output(again).equal(first_output(fused))
+
+
+def test_a_variant_that_was_not_asked_for(tmp_path):
+    fuse_model(tiny_model("bert"), FusionConfig(width=16)).save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(
+        BrokenCheckpointError, match=r"has no model.safetensors, but model.fp16.safetensors: give its v"
+    ):
+        transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+
+
+def test_a_variant_in_a_subfolder(tmp_path):
+    fused = fuse_model(tiny_model("bert"), FusionConfig(width=16))
+    fused.save_pretrained(tmp_path / "sub", max_shard_size="10KB", variant="fp16")
+    again = type(fused).from_pretrained(tmp_path, subfolder="sub", variant="fp16")
+    assert first_output(again).equal(first_output(fused))
+
+
+@pytest.mark.parametrize("size", ["10KB", "50GB"])
+def test_weights_that_the_config_names(size, cli, tmp_path):
+    """The file that is loaded is the one that is checked."""
+    fused = fuse_model(tiny_model("bert"), FusionConfig(width=16))
+    fused.save_pretrained(tmp_path, max_shard_size=size)
+    ending = "safetensors" if size == "50GB" else "safetensors.index.json"
+    (tmp_path / f"model.{ending}").rename(tmp_path / f"mine.{ending}")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name, fault in (
+        (f"mine.{ending}", None),
+        ("../mine.safetensors", "which is no safetensors"),
+        ("mine.bin", "which is no safetensors"),
+        ("other.safetensors", "has no other.safetensors"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"transformers_weights": name}))
+        if fault is None:
+            assert first_output(type(fused).from_pretrained(tmp_path)).equal(first_output(fused))
+        else:
+            with pytest.raises(BrokenCheckpointError, match=fault):
+                type(fused).from_pretrained(tmp_path)
+    assert "save it anew" in cli("push", tmp_path, "a/b", "--dry-run")[2]
