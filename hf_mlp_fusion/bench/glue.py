@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
-from ..data import Batch, load_tokenizer, longest_row, pad_batch
+from ..data import Batch, load_hub_dataset, load_tokenizer, longest_row, pad_batch
 from ..errors import DataError, UnsupportedModelError
 from ..fusion import SAMPLES, calibration_batches
 from ..metrics import load
@@ -235,7 +235,7 @@ def _label_words(task: GlueTask, tokenizer: Any) -> list[list[int]]:
 
 
 def _read_split(task: GlueTask, source: str, split: str) -> Dataset:
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset
 
     folder = Path(source).expanduser() / task.name
     path = folder / f"{split}.parquet"
@@ -246,10 +246,7 @@ def _read_split(task: GlueTask, source: str, split: str) -> Dataset:
     elif Path(source).expanduser().is_dir():
         raise DataError(f"{folder} has no {split}.parquet; give a folder with <task>/<split>.parquet, or a Hub name")
     else:
-        try:
-            rows = load_dataset(source, task.name, split=split)
-        except Exception as error:  # `datasets` raises a dozen kinds
-            raise DataError(f"{source} has no {task.name}/{split}: {str(error).splitlines()[0]:.200}") from error
+        rows = load_hub_dataset(source, task.name, split)
     missing = {*task.texts, "label"} - set(rows.column_names)
     if missing:
         raise DataError(f"{task.name}/{split} of {source} lacks the columns {', '.join(sorted(missing))}")

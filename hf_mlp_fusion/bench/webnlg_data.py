@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import Batch, pad_batch
+from ..data import Batch, load_hub_dataset, pad_batch
 from ..errors import DataError
 
 __all__ = ["WebNLGItem", "linearise", "prompt_batch", "read_webnlg", "training_rows"]
@@ -73,15 +73,7 @@ def _folder(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _hub(source: str) -> dict[str, list[dict[str, Any]]]:
-    from datasets import load_dataset
-
-    name, _, config = source.partition(":")
-    try:
-        return {str(split): table.to_list() for split, table in load_dataset(name, config or None).items()}
-    except Exception as error:  # `datasets` raises a dozen kinds
-        raise DataError(
-            f"WebNLG could not be read from {source}, which is no folder: {str(error).splitlines()[0]:.200}"
-        ) from error
+    return {str(split): table.to_list() for split, table in load_hub_dataset(source).items()}
 
 
 def _items(rows: list[dict[str, Any]], source: str) -> list[WebNLGItem]:

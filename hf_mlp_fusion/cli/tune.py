@@ -56,7 +56,7 @@ def tune(
     from ..modeling.loading import load_fused_model, load_stock_model
     from ..training import tune_model
 
-    lines = read_texts(str(texts or dataset), split=split)
+    lines = read_texts(texts or dataset or "", split=split)
     tokenizer = load_tokenizer(fused)
     model: Any = load_fused_model(fused, device=device)
     teacher = teacher or model.config.mlp_fusion["source"].get("name_or_path")

@@ -3,6 +3,7 @@
 May import `modeling`, `files` and `errors`.
 """
 
+from .hub_datasets import load_hub_dataset
 from .objectives import LANGUAGE_OBJECTIVES, longest_row, make_batches, objective_of
 from .running import (
     counted_tokens,
@@ -27,6 +28,7 @@ __all__ = [
     "evaluating",
     "final_hidden_state",
     "inputs_of",
+    "load_hub_dataset",
     "load_tokenizer",
     "longest_row",
     "make_batches",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..files import locate_file
+from .hub_datasets import load_hub_dataset
 
 __all__ = [
     "Batch",
@@ -39,7 +40,7 @@ def read_texts(source: str | Path, *, column: str | None = None, split: str = "t
 
     Args:
         source: A `.parquet`, `.csv`, `.json` or `.jsonl` file with a column of texts, any other file with a text a
-            line, or the name of a data set (`"nyu-mll/glue:sst2"` with its configuration behind a colon).
+            line, or, if a string, the name of a data set (`"nyu-mll/glue:sst2"`, its configuration behind a colon).
         column: The column of texts; if not given, the first of `text`, `sentence`, `sentence1`, `content`.
         split: The split of a data set; files have none.
 
@@ -67,17 +68,19 @@ def _column(source: str | Path, path: Path, column: str | None, split: str) -> S
     from datasets import load_dataset
 
     with tempfile.TemporaryDirectory() as cache:
-        try:
-            if path.is_file():
+        if path.is_file():
+            try:
                 builder = _BUILDERS[path.suffix]
                 table: Any = load_dataset(builder, data_files=str(path), split="train", cache_dir=cache)
-            elif path.exists() or path.suffix in _BUILDERS or path.is_absolute():
-                raise FileNotFoundError("there is no such file")
-            else:
-                name, _, config = str(source).partition(":")
-                table = load_dataset(name, config or None, split=split)
-        except Exception as error:  # `datasets` raises a dozen kinds
-            raise DataError(f"no texts could be read from {source}: {str(error).splitlines()[0]:.200}") from error
+            except Exception as error:  # `datasets` raises a dozen kinds
+                fault = str(error).splitlines()[0]
+                raise DataError(f"no texts could be read from {source}: {fault:.200}") from error
+        elif path.is_dir():
+            raise DataError(f"{source} is a folder: give a file of texts in it")
+        elif isinstance(source, Path) or path.is_absolute():
+            raise DataError(f"no texts could be read from {source}: there is no such file")
+        else:
+            table = load_hub_dataset(source, split=split)
         return list(table[text_column(table.column_names, column, source)])
 
 

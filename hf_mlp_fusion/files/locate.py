@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import BrokenCheckpointError, FusionConfigError
 
-__all__ = ["check_exists", "check_readable", "files_like", "locate_file"]
+__all__ = ["check_exists", "check_readable", "files_like", "is_repo_id", "locate_file"]
 
 
 def locate_file(name_or_path: str, filename: str) -> Path | None:
@@ -42,11 +42,33 @@ def check_exists(name_or_path: str) -> None:
         name_or_path: A folder or a Hub id.
 
     Raises:
-        FusionConfigError: It looks like a folder, and there is none.
+        FusionConfigError: There is no such folder, and it can be no Hub id.
     """
+    if not name_or_path.strip():
+        raise FusionConfigError("no model is named: give a model folder or a Hub id such as gpt2")
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if not os.path.isdir(name_or_path) and (looks_like_path or os.path.exists(name_or_path)):
         raise FusionConfigError(f"{name_or_path}: no such folder; give a model folder or a Hub id such as gpt2")
+    if not os.path.isdir(name_or_path) and not is_repo_id(name_or_path):
+        raise FusionConfigError(
+            f"{name_or_path!r} is no folder, and can be no Hub id: give a model folder or a Hub id such as gpt2"
+        )
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether a name can be that of a repository on the Hub: `name` or `owner/name`.
+
+    Args:
+        name: The name.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def files_like(name_or_path: str, pattern: str) -> list[str]:

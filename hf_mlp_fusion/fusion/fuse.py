@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..modeling.ffn import FFN
-from ..recipe import FusionConfig
+from ..recipe import FusionConfig, check_recipe
 from .calibration import calibration_batches, first_rows
 from .driver import LayerReducer, Method, check_reducible, reduce_ffns
 from .kernel_size import kernel_sizes, match_kernel_sizes
@@ -60,6 +60,7 @@ def fuse_model(
         >>> fused.save_pretrained("out")  # doctest: +SKIP
     """
     check_reducible(model)
+    check_recipe(config)
     config = config.resolved(calibrated=calibration is not None)
     batches = None if calibration is None else calibration_batches(model, calibration, tokenizer)
 

@@ -14,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from safetensors import safe_open
 
 from ..errors import BrokenCheckpointError, FusionConfigError, FusionError, HubError
+from ..files import is_repo_id
 from ..tensors import check_cluster_sizes
 from .cards import CARD_NAME, card_files, read_readme
 from .files import WEIGHTS, sort_files
@@ -114,6 +115,10 @@ def push_folder(
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FusionConfigError(f"{folder}: no such folder; name one that `hf-mlp-fusion fuse` wrote")
+    if not is_repo_id(repo_id):
+        raise FusionConfigError(
+            f"{repo_id!r} can be no repository on the Hub: name it owner/name, of letters, digits, -, _ and ."
+        )
     saved = check_folder(folder)
     files = sort_files(folder)
     contents: dict[str, Path | bytes] = {name: folder / name for name in files.uploaded}
