@@ -246,7 +246,10 @@ def _read_split(task: GlueTask, source: str, split: str) -> Dataset:
     elif Path(source).expanduser().is_dir():
         raise DataError(f"{folder} has no {split}.parquet; give a folder with <task>/<split>.parquet, or a Hub name")
     else:
-        rows = load_hub_dataset(source, task.name, split)
+        try:
+            rows = load_hub_dataset(source, task.name, split)
+        except DataError as error:
+            raise DataError(f"{source} has no {task.name}/{split}: {error}") from error
     missing = {*task.texts, "label"} - set(rows.column_names)
     if missing:
         raise DataError(f"{task.name}/{split} of {source} lacks the columns {', '.join(sorted(missing))}")

@@ -73,7 +73,10 @@ def _folder(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _hub(source: str) -> dict[str, list[dict[str, Any]]]:
-    return {str(split): table.to_list() for split, table in load_hub_dataset(source).items()}
+    try:
+        return {str(split): table.to_list() for split, table in load_hub_dataset(source).items()}
+    except DataError as error:
+        raise DataError(f"WebNLG could not be read from {source}, which is no folder: {error}") from error
 
 
 def _items(rows: list[dict[str, Any]], source: str) -> list[WebNLGItem]:

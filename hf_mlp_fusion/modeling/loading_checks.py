@@ -52,6 +52,7 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
         scaling = ffn.scaling
         assert scaling is not None
         check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
+        scaling.remember()
 
 
 def check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, Any]) -> None:
