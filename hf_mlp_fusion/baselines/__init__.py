@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..errors import FusionConfigError
 from ..fusion import SAMPLED, check_reducible, fuse_model, reduce_ffns
-from ..recipe import FusionConfig
+from ..recipe import FusionConfig, check_recipe
 from .cluster import CLUSTER
 from .layer_drop import drop_layers
 from .mmd import MMD
@@ -101,4 +101,5 @@ def reduce_model(model: PreTrainedModel, config: FusionConfig, method: str = "fu
     if method not in METHODS:
         raise FusionConfigError(f"there is no method {method!r}; the methods are {', '.join(METHODS)}")
     check_reducible(model)
+    check_recipe(config)
     return METHODS[method](model, config, calibration)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
-from ..data import Batch, load_tokenizer, longest_row, padded_batches
+from ..data import Batch, load_hub_dataset, load_tokenizer, longest_row, padded_batches
 from ..errors import DataError, UnsupportedModelError
-from ..files import is_dataset_id
 from ..fusion import SAMPLES, calibration_batches
 from ..metrics import load
-from ..modeling.loading import load_for_task
+from ..modeling.loading import load_whole
 from .train import History, Settings, fine_tune
 
 if TYPE_CHECKING:
@@ -129,15 +128,17 @@ class GlueBench:
             if not labels:
                 raise UnsupportedModelError(f"{task} asks for a number, which a model that writes text cannot give")
             _label_words(GLUE[task], tokenizer)
-            return load_for_task(AutoModelForSeq2SeqLM, name), tokenizer
+            return load_whole(AutoModelForSeq2SeqLM, name, dtype="float32"), tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = load_for_task(
+        model = load_whole(
             AutoModelForSequenceClassification,
             name,
+            new_head=True,
             num_labels=len(labels) or 1,
             problem_type=None if labels else "regression",
             pad_token_id=tokenizer.pad_token_id,
+            dtype="float32",
         )
         return model, tokenizer
 
@@ -231,7 +232,7 @@ def _label_words(task: GlueTask, tokenizer: Any) -> list[list[int]]:
 
 
 def _read_split(task: GlueTask, source: str, split: str) -> Dataset:
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset
 
     folder = Path(source).expanduser() / task.name
     path = folder / f"{split}.parquet"
@@ -241,13 +242,11 @@ def _read_split(task: GlueTask, source: str, split: str) -> Dataset:
         rows: Any = Dataset(pyarrow.parquet.read_table(path))
     elif Path(source).expanduser().is_dir():
         raise DataError(f"{folder} has no {split}.parquet; give a folder with <task>/<split>.parquet, or a Hub name")
-    elif not is_dataset_id(source):
-        raise DataError(f"there is no folder {source} (and data sets on the Hub are named owner/name)")
     else:
         try:
-            rows = load_dataset(source, task.name, split=split)
-        except Exception as error:  # `datasets` raises a dozen kinds
-            raise DataError(f"{source} has no {task.name}/{split}: {str(error).splitlines()[0]:.200}") from error
+            rows = load_hub_dataset(source, task.name, split)
+        except DataError as error:
+            raise DataError(f"{source} has no {task.name}/{split}: {error}") from error
     missing = {*task.texts, "label"} - set(rows.column_names)
     if missing:
         raise DataError(f"{task.name}/{split} of {source} lacks the columns {', '.join(sorted(missing))}")

@@ -15,7 +15,7 @@ from ..data import Batch, load_tokenizer, longest_row, on_device, padded_batches
 from ..errors import DataError, UnsupportedModelError
 from ..fusion import SAMPLES
 from ..metrics import load
-from ..modeling.loading import load_for_task
+from ..modeling.loading import load_whole
 from .train import History, Settings, fine_tune
 from .webnlg_data import WebNLGItem, prompt_batch, read_webnlg, training_rows
 
@@ -88,7 +88,7 @@ class WebNLGBench:
         if AutoConfig.from_pretrained(name).is_encoder_decoder:
             raise UnsupportedModelError(f"{name} is an encoder-decoder, and the WebNLG bench is for causal models")
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        return load_for_task(AutoModelForCausalLM, name), tokenizer
+        return load_whole(AutoModelForCausalLM, name, dtype="float32"), tokenizer
 
     def calibration(
         self, task: str, model: PreTrainedModel, tokenizer: Any, data: WebNLGData, settings: Settings

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import Batch, pad_batch
+from ..data import Batch, load_hub_dataset, pad_batch
 from ..errors import DataError
-from ..files import is_dataset_id
 
 __all__ = ["WebNLGItem", "linearise", "prompt_batch", "read_webnlg", "training_rows"]
 
@@ -74,19 +73,10 @@ def _folder(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _hub(source: str) -> dict[str, list[dict[str, Any]]]:
-    from datasets import load_dataset
-
-    if not is_dataset_id(source):
-        raise DataError(
-            f"WebNLG could not be read from {source}: there is no folder of that name, and no such name on the Hub"
-        )
-    name, _, config = source.partition(":")
     try:
-        return {str(split): table.to_list() for split, table in load_dataset(name, config or None).items()}
-    except Exception as error:  # `datasets` raises a dozen kinds
-        raise DataError(
-            f"WebNLG could not be read from {source}, which is no folder: {str(error).splitlines()[0]:.200}"
-        ) from error
+        return {str(split): table.to_list() for split, table in load_hub_dataset(source).items()}
+    except DataError as error:
+        raise DataError(f"WebNLG could not be read from {source}, which is no folder: {error}") from error
 
 
 def _items(rows: list[dict[str, Any]], source: str) -> list[WebNLGItem]:

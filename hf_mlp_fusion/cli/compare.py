@@ -84,7 +84,7 @@ def compare(
     check_methods(chosen)
     source = str(texts or dataset)
     console = Console(stderr=True, highlight=False)
-    lines = read_texts(source, split=split)
+    lines = read_texts(texts or dataset or "", split=split)
     subject = load_subject(model, lines, data=source, head=head, samples=samples, seed=seed, device=device)
     out = out.expanduser()
     try:

@@ -21,6 +21,7 @@ from ..data import load_tokenizer
 from ..files import carry_side_files, output_folder
 from ..fusion import fuse_model
 from ..measure import Latency, OutputError, latency, output_error
+from ..modeling.loading import load_whole
 from ..recipe import FusionConfig, FusionReport
 
 __all__ = ["PAIRS", "DemoResult", "calibration_sentences", "embed", "run_demo"]
@@ -77,7 +78,7 @@ def run_demo(name_or_path: str, config: FusionConfig, out: Path, *, calibrated: 
         calibrated: Calibrate on sentences of Python's documentation; without, fusion sees no data.
     """
     tokenizer = load_tokenizer(name_or_path)
-    model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
+    model = load_whole(AutoModel, name_or_path, dtype="float32", new_head=True)
     sentences = [sentence for pair in PAIRS for sentence in pair]
     batch = tokenize(tokenizer, sentences)
     calibration = calibration_sentences() if calibrated else None

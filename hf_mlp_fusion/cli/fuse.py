@@ -97,11 +97,12 @@ def fuse(
 
     from ..data import read_texts
     from ..files import carry_side_files
-    from ..fusion import SAMPLED, fuse_model
+    from ..fusion import SAMPLED, check_smaller, fuse_model
     from ..modeling.loading import load_stock_model
 
-    calibration = SAMPLED if sampled else read_texts(str(given[0]), split=split) if given else None
+    calibration = SAMPLED if sampled else read_texts(texts or dataset or "", split=split) if given else None
     stock = load_stock_model(model, dtype=dtype, device=device)
+    check_smaller(stock, config)
     fused = fuse_model(stock, config, calibration=calibration, inplace=True)
     with output_folder(out, overwrite=overwrite) as folder:
         carry_side_files(model, folder)

@@ -89,7 +89,9 @@ Dataset = Annotated[
 Split = Annotated[str, typer.Option(help="Split of the data set.", rich_help_panel=TEXTS)]
 
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that has any randomness.", rich_help_panel=RUN)]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=RUN)]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, ...", callback=lambda text: check_device(text), rich_help_panel=RUN)
+]
 
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.", rich_help_panel=OUTPUT)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the model folder OUT.", rich_help_panel=OUTPUT)]
@@ -131,6 +133,23 @@ def parse_layers(text: str) -> str | list[int] | list[str]:
     return items if len(items) > 1 else text
 
 
+def check_device(text: str) -> str:
+    """Checks that there is the `--device`.
+
+    Raises:
+        FusionConfigError: There is not.
+    """
+    if text != "cpu":
+        import torch
+
+        try:
+            torch.zeros(1, device=text).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            fault = str(error).strip().splitlines()[0]
+            raise FusionConfigError(f"--device {text} cannot be used here: {fault:.200}") from error
+    return text
+
+
 def check_dtype(text: str) -> None:
     """Checks a `--dtype`.
 
@@ -146,5 +165,6 @@ def _number(text: str) -> int | float:
         return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
     except ValueError:
         raise FusionConfigError(
-            f"--width: {text!r} is no number; write units (384), a share (0.25), or pairs such as 'h.1?.mlp=0.25'"
+            f"--width: {text!r} is no number; write units (384), a share (0.25), auto:0.25, or pairs such as "
+            "'h.1?.mlp=0.25'"
         ) from None

@@ -75,7 +75,7 @@ def tune(
 
     if target not in TARGETS:
         raise FusionConfigError(f"target must be one of {', '.join(map(repr, TARGETS))}, not {target!r}")
-    lines = read_texts(str(texts or dataset), split=split)
+    lines = read_texts(texts or dataset or "", split=split)
     tokenizer = load_tokenizer(fused)
     model: Any = load_fused_model(fused, device=device)
     teacher = teacher or model.config.mlp_fusion["source"].get("name_or_path")

@@ -39,7 +39,7 @@ from ..measure import (
     reduced_ffns,
 )
 from ..modeling.find import find_ffns
-from ..modeling.loading import load_stock_model
+from ..modeling.loading import load_stock_model, load_whole
 from ..modeling.modules import FusedMLP
 from ..recipe import FusionConfig
 from .results import add_row, read_kernel, read_rows, write_kernel
@@ -103,8 +103,7 @@ def load_subject(
     model = load_stock_model(name, dtype="float32", device=device)
     if head == "classifier":
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-        model.to(device)
+        model = load_whole(AutoModelForSequenceClassification, name, dtype="float32", new_head=True, device=device)
     tokenizer = load_tokenizer(name)
     speaks = objective_of(model) in LANGUAGE_OBJECTIVES
     rows = max(samples, _LOSS_ROWS) if speaks else samples

@@ -13,6 +13,7 @@ from .footprint import (
     row_bytes,
     token_count,
 )
+from .hub_datasets import load_hub_dataset
 from .objectives import LANGUAGE_OBJECTIVES, longest_row, make_batches, objective_of
 from .progress import Progress, progress_over
 from .running import (
@@ -49,6 +50,7 @@ __all__ = [
     "forward_work",
     "in_pieces",
     "inputs_of",
+    "load_hub_dataset",
     "load_tokenizer",
     "longest_input",
     "longest_row",

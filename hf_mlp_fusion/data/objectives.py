@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -86,11 +87,18 @@ def longest_row(model: PreTrainedModel, wanted: int) -> int:
         model: The model.
         wanted: How many it would be well to have.
     """
-    limit = getattr(model.config, "n_positions", None) or getattr(model.config, "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    limit = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None)
     if not limit:
         return wanted
-    # RoBERTa counts positions from the padding token's id on.
-    return min(wanted, int(limit) - int(model.config.pad_token_id or 0) - 1)
+    # RoBERTa and its like count positions from behind the padding token's id on, and mark that row of their table.
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and "position" in name and module.num_embeddings == limit
+    ]
+    unused = max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
+    return min(wanted, int(limit) - unused)
 
 
 Rows = Sequence[tuple[int, list[int]]]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import is_dataset_id, locate_file
+from ..files import locate_file
+from .hub_datasets import load_hub_dataset
 
 __all__ = [
     "Batch",
@@ -40,7 +41,7 @@ def read_texts(source: str | Path, *, column: str | None = None, split: str = "t
 
     Args:
         source: A `.parquet`, `.csv`, `.json` or `.jsonl` file with a column of texts, any other file with a text a
-            line, or the name of a data set with its owner (`"nyu-mll/glue:sst2"`, the configuration behind a colon).
+            line, or, if a string, the name of a data set (`"nyu-mll/glue:sst2"`, its configuration behind a colon).
         column: The column of texts; if not given, the first of `text`, `sentence`, `sentence1`, `content`.
         split: The split of a data set; files have none.
 
@@ -68,19 +69,19 @@ def _column(source: str | Path, path: Path, column: str | None, split: str) -> S
     from datasets import load_dataset
 
     with tempfile.TemporaryDirectory() as cache:
-        try:
-            if path.is_file():
+        if path.is_file():
+            try:
                 builder = _BUILDERS[path.suffix]
                 table: Any = load_dataset(builder, data_files=str(path), split="train", cache_dir=cache)
-            elif path.is_dir():
-                raise IsADirectoryError("it is a folder: name a file in it")
-            elif not is_dataset_id(str(source)):
-                raise FileNotFoundError("there is no such file (and data sets on the Hub are named owner/name)")
-            else:
-                name, _, config = str(source).partition(":")
-                table = load_dataset(name, config or None, split=split)
-        except Exception as error:  # `datasets` raises a dozen kinds
-            raise DataError(f"no texts could be read from {source}: {str(error).splitlines()[0]:.200}") from error
+            except Exception as error:  # `datasets` raises a dozen kinds
+                fault = str(error).splitlines()[0]
+                raise DataError(f"no texts could be read from {source}: {fault:.200}") from error
+        elif path.is_dir():
+            raise DataError(f"{source} is a folder: give a file of texts in it")
+        elif isinstance(source, Path) or path.is_absolute():
+            raise DataError(f"no texts could be read from {source}: there is no such file")
+        else:
+            table = load_hub_dataset(source, split=split)
         return list(table[text_column(table.column_names, column, source)])
 
 

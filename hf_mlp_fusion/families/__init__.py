@@ -26,13 +26,13 @@ FAMILIES: dict[str, Family] = {
 """The families by stock `model_type`. `hf_mlp_fusion.register_family` adds to it."""
 
 
-def family_of(config: PreTrainedConfig | type[PreTrainedConfig]) -> Family:
+def family_of(config: PreTrainedConfig | type[PreTrainedConfig] | None) -> Family:
     """Returns the family of a stock or fused config, or config class.
 
     Raises:
         UnsupportedModelError: No family is registered for its `model_type`.
     """
-    model_type = getattr(config, "stock_model_type", config.model_type)
+    model_type = getattr(config, "stock_model_type", getattr(config, "model_type", None))
     if model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"models of type {model_type!r} are not supported; `hf-mlp-fusion families` lists those that are. "

@@ -10,12 +10,12 @@
 - `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`registration.py`);
 - `transformers.modelcard.TASK_MAPPING`, the pipeline tag of each head;
 - the `MODEL_FOR_*_MAPPING_NAMES` of `transformers.models.auto.modeling_auto` (`objectives.py`);
-- `nn.Module._get_name`, by which Trainer tells the causal models whose labels it shifts (`classes.py`);
 - `_weight_conversions`, by which a loaded model is saved under the names that it was loaded from (`plain.py`);
 - `PreTrainedModel._can_set_attn_implementation`, `_can_set_experts_implementation` and `_no_split_modules`
   (`classes.py`);
 - `transformers.utils.hub.cached_file`, its `_raise_exceptions_for_missing_entries`, and `cached_files` (`headers.py`,
   `modeling.py`);
+- `transformers.modeling_utils._add_variant` (`headers.py`);
 - `PreTrainedModel._upload_modified_files`, which uploads what a push has saved (`modeling.py`);
 - the tables `TRANSFORMERS_MODELS_TO_*` of `peft.utils.constants` (`adapters.py`).
 """

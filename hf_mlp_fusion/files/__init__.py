@@ -6,7 +6,7 @@ May import `errors`. Nothing here knows of models.
 from .atomic import check_output_folder, output_folder, write_bytes, write_text
 from .json_files import read_object
 from .json_lines import append_json, read_json
-from .locate import check_exists, is_dataset_id, locate_file
+from .locate import check_exists, check_readable, files_like, is_repo_id, locate_file
 from .minilm import minilm_folder
 from .side_files import SIDE_FILES, carry_side_files, check_inside
 
@@ -17,7 +17,9 @@ __all__ = [
     "check_exists",
     "check_inside",
     "check_output_folder",
-    "is_dataset_id",
+    "check_readable",
+    "files_like",
+    "is_repo_id",
     "locate_file",
     "minilm_folder",
     "output_folder",

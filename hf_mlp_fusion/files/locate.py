@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import FusionConfigError
+from ..errors import BrokenCheckpointError, FusionConfigError
 
-__all__ = ["check_exists", "is_dataset_id", "locate_file"]
+__all__ = ["check_exists", "check_readable", "files_like", "is_repo_id", "locate_file"]
 
 
 def locate_file(name_or_path: str, filename: str) -> Path | None:
@@ -42,30 +42,55 @@ def check_exists(name_or_path: str) -> None:
         name_or_path: A folder or a Hub id.
 
     Raises:
-        FusionConfigError: It is no folder and no Hub id.
+        FusionConfigError: There is no such folder, and it can be no Hub id.
     """
-    if not os.path.isdir(name_or_path) and (os.path.exists(name_or_path) or not _is_repo_id(name_or_path)):
-        raise FusionConfigError(f"{name_or_path!r}: no such folder; give a model folder or a Hub id such as gpt2")
+    if not name_or_path.strip():
+        raise FusionConfigError("no model is named: give a model folder or a Hub id such as gpt2")
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if not os.path.isdir(name_or_path) and (looks_like_path or os.path.exists(name_or_path)):
+        raise FusionConfigError(f"{name_or_path}: no such folder; give a model folder or a Hub id such as gpt2")
+    if not os.path.isdir(name_or_path) and not is_repo_id(name_or_path):
+        raise FusionConfigError(
+            f"{name_or_path!r} is no folder, and can be no Hub id: give a model folder or a Hub id such as gpt2"
+        )
 
 
-def is_dataset_id(name: str) -> bool:
-    """Whether a name can be that of a data set on the Hub: `owner/name`, perhaps its configuration behind a colon.
-
-    A single word is more likely a mistyped file, whose name is nobody's business.
+def is_repo_id(name: str) -> bool:
+    """Whether a name can be that of a repository on the Hub: `name` or `owner/name`.
 
     Args:
         name: The name.
     """
-    repo_id = name.partition(":")[0]
-    return repo_id.count("/") == 1 and _is_repo_id(repo_id) and not Path(repo_id).suffix[1:].isalpha()
-
-
-def _is_repo_id(name: str) -> bool:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return bool(name) and not name.startswith((".", "~"))
+    return True
+
+
+def files_like(name_or_path: str, pattern: str) -> list[str]:
+    """The files of a folder that have some name, sorted; of a Hub id they are not known, and none.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+        pattern: The name, with `*`.
+    """
+    return sorted(path.name for path in Path(name_or_path).glob(pattern)) if os.path.isdir(name_or_path) else []
+
+
+def check_readable(name_or_path: str | Path, pattern: str) -> None:
+    """Checks that the files of a folder may be read: safetensors says of those that may not that they are not there.
+
+    Args:
+        name_or_path: A folder, or a Hub id, of which nothing is checked.
+        pattern: The files' names, with `*`.
+
+    Raises:
+        BrokenCheckpointError: One of them may not.
+    """
+    for path in Path(name_or_path).glob(pattern) if os.path.isdir(name_or_path) else ():
+        if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise BrokenCheckpointError(f"{path} may not be read: give yourself permission (chmod u+r)")

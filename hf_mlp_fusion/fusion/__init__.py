@@ -7,7 +7,7 @@ from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows, with
 from .driver import LayerReducer, Method, ReducedFFN, check_reducible, check_whole, reduce_ffns
 from .fuse import fuse_model
 from .kernel_size import calibrate_ntk
-from .plan import plan_fusion
+from .plan import check_smaller, plan_fusion
 
 __all__ = [
     "SAMPLED",
@@ -18,6 +18,7 @@ __all__ = [
     "calibrate_ntk",
     "calibration_batches",
     "check_reducible",
+    "check_smaller",
     "check_whole",
     "first_rows",
     "fuse_model",

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..data import progress_over
 from ..modeling.ffn import FFN
-from ..recipe import FusionConfig
+from ..recipe import FusionConfig, check_recipe
 from .calibration import calibration_batches, kernel_rows
 from .driver import LayerReducer, Method, check_reducible, reduce_ffns
 from .foresight import check_memory, fusion_work
@@ -33,7 +33,9 @@ def fuse_model(
     """Fuses the FFNs (or experts) of a model.
 
     Args:
-        model: A stock model of a supported family, with any head.
+        model: A stock model of a supported family, with any head. Whether all of its weights were loaded cannot be
+            seen here: heed transformers' report of MISSING ones, in whose place there is random noise. (The commands
+            refuse.)
         config: What to fuse and how.
         calibration: Data that the recipe may use, to keep the output far better than without: texts, a text file, a
             data set, or batches of model inputs (mappings of tensors). A few hundred sentences do. `"sampled"` needs
@@ -61,6 +63,7 @@ def fuse_model(
         >>> fused.save_pretrained("out")  # doctest: +SKIP
     """
     check_reducible(model)
+    check_recipe(config)
     config = config.resolved(calibrated=calibration is not None)
     batches = None if calibration is None else calibration_batches(model, calibration, tokenizer)
 

@@ -13,7 +13,7 @@ from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
 from ..recipe import FusionConfig, SkippedFFN, select_layers
 
-__all__ = ["FusionPlan", "plan_fusion"]
+__all__ = ["FusionPlan", "check_smaller", "plan_fusion"]
 
 
 @dataclass
@@ -81,6 +81,24 @@ def plan_fusion(model: PreTrainedModel, config: FusionConfig) -> FusionPlan:
         raise FusionConfigError(f"the recipe fuses nothing: {reasons}. Lower multiple_of, or widen layers and targets")
     plan.warnings = list(_warnings(plan.widths))
     return plan
+
+
+def check_smaller(model: PreTrainedModel, config: FusionConfig) -> None:
+    """Checks that a recipe makes a model smaller: one that keeps every unit makes a fused model of the same size.
+
+    Args:
+        model: A stock model.
+        config: The recipe.
+
+    Raises:
+        FusionConfigError: It does not.
+    """
+    widths = plan_fusion(model, config).widths
+    if all(ffn.width == width for ffn, width in widths):
+        raise FusionConfigError(
+            f"width={config.width!r} keeps every unit, and the model would be as large as before: write fewer units "
+            f"than {max(width for _, width in widths)}, or a share such as 0.25"
+        )
 
 
 def _targets_experts(config: FusionConfig, ffns: Iterable[FFN]) -> bool | None:

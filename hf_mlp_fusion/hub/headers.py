@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import BrokenCheckpointError
 from ..families import Family, FFNSpec
-from ..files import read_object
+from ..files import check_readable, files_like, read_object
 from ..recipe import FFNWidth, FusionSection
 
 __all__ = ["StoredTensor", "check_stored_ffns", "stored_tensors"]
@@ -38,12 +39,15 @@ class StoredTensor:
     file: Path
 
 
-def stored_tensors(name_or_path: str | Path, hub_kwargs: Mapping[str, Any]) -> dict[str, StoredTensor]:
+def stored_tensors(
+    name_or_path: str | Path, hub_kwargs: Mapping[str, Any], named: object = None
+) -> dict[str, StoredTensor]:
     """Reads the headers of a checkpoint, single or sharded.
 
     Args:
         name_or_path: A folder or Hub id. What is not in the cache is fetched.
         hub_kwargs: `revision`, `subfolder`, `variant` and their like, as `from_pretrained` takes them.
+        named: `transformers_weights` of its config, the file that is loaded whatever else is there.
 
     Returns:
         The stored tensors by name.
@@ -51,23 +55,35 @@ def stored_tensors(name_or_path: str | Path, hub_kwargs: Mapping[str, Any]) -> d
     Raises:
         BrokenCheckpointError: There are no safetensors, or they are broken.
     """
+    from transformers.modeling_utils import _add_variant
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
     from transformers.utils.hub import cached_file, cached_files
 
     kwargs = {name: value for name, value in hub_kwargs.items() if name != "variant"}
     variant = hub_kwargs.get("variant")
-    stem = "model.safetensors" if variant is None else f"model.{variant}.safetensors"
+    stem, index_name = (_add_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    if named is not None:
+        if not isinstance(named, str) or not _SHARD.fullmatch(named.removesuffix(".index.json")):
+            raise BrokenCheckpointError(f"config.json has transformers_weights={named!r:.80}, which is no safetensors")
+        stem, index_name = (named, "") if named.endswith(".safetensors") else ("", named)
 
     def find(name: str) -> str | None:
+        if not name:
+            return None
         return cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False, **kwargs)
 
     if (single := find(stem)) is not None:
         files = [single]
-    elif (index := find(stem.replace("safetensors", "safetensors.index.json"))) is not None:
+    elif (index := find(index_name)) is not None:
         files = cached_files(name_or_path, _shards(Path(index)), **kwargs) or []
+    elif others := files_like(os.path.join(name_or_path, hub_kwargs.get("subfolder", "")), "*.safetensors*"):
+        raise BrokenCheckpointError(
+            f"{name_or_path} has no {stem or index_name}, but {others[0]}: give its variant=, or rename the files"
+        )
     else:
         raise BrokenCheckpointError(
-            f"{name_or_path} has no {stem}, and weights in pickles are not read: they can run code. Convert them, "
-            "with model.save_pretrained() in an environment that you trust them in"
+            f"{name_or_path} has no {stem or index_name}, and weights in pickles are not read: they can run code. "
+            "Convert them, with model.save_pretrained() in an environment that you trust them in"
         )
     return {name: tensor for file in files for name, tensor in _header(Path(file)).items()}
 
@@ -87,6 +103,9 @@ def _header(path: Path) -> dict[str, StoredTensor]:
         with safe_open(path, framework="numpy") as file:  # which, unlike torch, maps it for reading only
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
             return {name: StoredTensor(name, s.get_dtype(), tuple(s.get_shape()), path) for name, s in slices.items()}
+    except FileNotFoundError:
+        check_readable(path.parent, path.name)
+        raise
     except (SafetensorError, OverflowError) as error:
         raise BrokenCheckpointError(f"{path} is broken: {error}. Fetch it anew") from error
 

@@ -13,7 +13,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import safe_open
 
-from ..errors import FusionConfigError, FusionError, HubError
+from ..errors import BrokenCheckpointError, FusionConfigError, FusionError, HubError
+from ..files import is_repo_id
 from ..tensors import check_cluster_sizes
 from .cards import CARD_NAME, card_files, read_readme
 from .files import WEIGHTS, sort_files
@@ -56,6 +57,11 @@ def check_folder(folder: Path) -> SavedModel:
         BrokenCheckpointError: It will not, and why.
     """
     saved = read_saved(str(folder))
+    if saved.config.get("transformers_weights") is not None:
+        raise BrokenCheckpointError(
+            f"{folder} keeps its weights in a file of its own naming (transformers_weights in config.json): load the "
+            "model and save it anew, then push that"
+        )
     scalings = check_stored_ffns(
         stored_tensors(folder, {}),
         saved.section,
@@ -109,6 +115,10 @@ def push_folder(
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FusionConfigError(f"{folder}: no such folder; name one that `hf-mlp-fusion fuse` wrote")
+    if not is_repo_id(repo_id):
+        raise FusionConfigError(
+            f"{repo_id!r} can be no repository on the Hub: name it owner/name, of letters, digits, -, _ and ."
+        )
     saved = check_folder(folder)
     files = sort_files(folder)
     contents: dict[str, Path | bytes] = {name: folder / name for name in files.uploaded}

@@ -57,10 +57,6 @@ class FusedModelMixin:
         super().post_init()  # type: ignore[misc]
         self.add_model_tags(MODEL_TAG)  # type: ignore[attr-defined]
 
-    def _get_name(self) -> str:
-        # Trainer goes by it: where labels are smoothed, those of the stock causal classes are shifted, and no others.
-        return stock_class(type(self)).__name__  # type: ignore[arg-type]
-
     def initialize_weights(self) -> None:
         """Gives P even sizes where none were loaded (a fused model built from its config alone)."""
         super().initialize_weights()  # type: ignore[misc]

@@ -36,10 +36,10 @@ def _tell_listeners(family: Family) -> None:
 class FusedConfigMixin:
     """What every fused config class adds to its stock class: the `mlp_fusion` section."""
 
-    auto_map: dict[str, str] = {}  # noqa: RUF012 (TRL reads it of classes that are not in transformers; never saved)
     stock_model_type: ClassVar[str]
     family: ClassVar[Family]
     mlp_fusion: dict[str, Any] | None
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL reads it of all classes that are not transformers' own
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]
@@ -60,6 +60,23 @@ class FusedConfigMixin:
         """Does nothing for the classes of this package, which transformers would else copy into each saved folder."""
         if cls.__module__ != __package__:
             super().register_for_auto_class(auto_class)  # type: ignore[misc]
+
+
+class _ModelType:
+    """`model_type`: a class's own is what `config.json` says, an instance's is that of its stock class.
+
+    transformers and its neighbours read the first to find and to save a config, the second to see how a model behaves
+    (Whisper's generation and its pipeline, say), and that is as the stock model does.
+    """
+
+    def __init__(self, fused: str, stock: str) -> None:
+        self.fused, self.stock = fused, stock
+
+    def __get__(self, config: PreTrainedConfig | None, owner: type | None = None) -> str:
+        return self.fused if config is None else self.stock
+
+    def __set__(self, config: PreTrainedConfig, value: str) -> None:
+        """Ignores it: configs read from files come with the class's."""
 
 
 class DeferredConfig(type):
@@ -112,7 +129,7 @@ def config_class(family: Family) -> type[PreTrainedConfig]:
             "__module__": __package__,  # promised: pickles name it
             "__doc__": f"`{stock.__name__}` with the section `mlp_fusion`: the recipe, the source, and each fused "
             "FFN's width. `intermediate_size` and its kin keep the original width.",
-            "model_type": fused_type(family),
+            "model_type": _ModelType(fused_type(family), family.model_type),
             "stock_model_type": family.model_type,
             "family": family,
             "mlp_fusion": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..errors import BrokenCheckpointError, FusionConfigError
+from ..errors import BrokenCheckpointError, FusionConfigError, FusionWarning
 from ..families import family_of
 from ..hub import check_stored_ffns, stored_tensors
 from ..recipe import FusionSection
@@ -18,7 +19,7 @@ from .find import find_ffns
 from .forms import FORMS
 from .modules import ClusterScaling
 
-__all__ = ["check_fused_ffns", "check_headers", "refuse_tensor_parallelism"]
+__all__ = ["check_fused_ffns", "check_headers", "check_nothing_missing", "refuse_tensor_parallelism"]
 
 
 def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> None:
@@ -51,6 +52,7 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
         scaling = ffn.scaling
         assert scaling is not None
         check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
+        scaling.remember()
 
 
 def check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, Any]) -> None:
@@ -69,7 +71,7 @@ def check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, A
     if getattr(config, "mlp_fusion", None) is None:
         return
     section = FusionSection.from_dict(config.mlp_fusion)
-    stored = stored_tensors(name_or_path, hub_kwargs)
+    stored = stored_tensors(name_or_path, hub_kwargs, getattr(config, "transformers_weights", None))
     quantized = getattr(config, "quantization_config", None) is not None
     check_stored_ffns(stored, section, family_of(config), quantized=quantized)
     for name in ("num_hidden_layers", "num_decoder_layers", "num_experts"):
@@ -78,6 +80,40 @@ def check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, A
             raise BrokenCheckpointError(
                 f"config.json has {name}={count}, but the checkpoint has {len(stored)} tensors in all"
             )
+
+
+def check_nothing_missing(
+    model: PreTrainedModel, loading_info: Mapping[str, Any], name_or_path: str, *, new_head: bool = False
+) -> None:
+    """Checks that all weights of a loaded model came from the checkpoint: transformers makes up those that did not.
+
+    Args:
+        model: The loaded model.
+        loading_info: What `from_pretrained(output_loading_info=True)` returned with it.
+        name_or_path: Where it was loaded from, for the message.
+        new_head: Whether it was loaded to get a new head, which no checkpoint has yet.
+
+    Raises:
+        BrokenCheckpointError: Some are missing.
+    """
+    missing = sorted(loading_info["missing_keys"])
+    base = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    # A pooler is no part of what the other heads were trained with, and many checkpoints have none.
+    pooler = [name for name in missing if name.startswith(f"{base}pooler.")]
+    lost = [name for name in missing if name not in pooler and not (new_head and base and not name.startswith(base))]
+    if lost:
+        every = len(model.state_dict())
+        raise BrokenCheckpointError(
+            f"{name_or_path} lacks {len(lost)} of the {every} weights of {type(model).__name__}, "
+            f"{', '.join(map(repr, lost[:3]))}{', ...' if len(lost) > 3 else ''}, and random ones would take their "
+            "place. Fetch the files anew, and see that config.json (model_type, architectures) is that of the weights"
+        )
+    if pooler and not new_head:
+        warnings.warn(
+            f"{name_or_path} has no weights for {', '.join(pooler)}: they are random, as in the stock model",
+            FusionWarning,
+            stacklevel=2,
+        )
 
 
 def refuse_tensor_parallelism(kwargs: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..tensors import check_cluster_sizes, even_cluster_sizes
+from ..errors import BrokenCheckpointError, FusionWarning
+from ..tensors import as_integers, check_cluster_sizes, even_cluster_sizes
 
 __all__ = [
     "ClusterScaling",
@@ -36,6 +38,7 @@ class ClusterScaling(nn.Module):
     Attributes:
         inner_scale: s1 of the NTK calibration (`calibrate_ntk`), 1.0 without one: σ'(z) = s2 P ⊙ σ(s1 z).
         outer_scale: s2.
+        known_sizes: P when it was loaded, on the CPU; None in a model on the meta device.
         value_scale: s3, in a gated FFN, whose output is linear in the up projection too: s2 s3 stands where s2 does.
 
     Shape:
@@ -51,6 +54,7 @@ class ClusterScaling(nn.Module):
         self.inner_scale = 1.0
         self.outer_scale = 1.0
         self.value_scale = 1.0
+        self.known_sizes: Tensor | None = None
         self.register_buffer("cluster_sizes", even_cluster_sizes(width, original_width))
 
     @property
@@ -78,12 +82,57 @@ class ClusterScaling(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.original_width} -> {self.cluster_sizes.numel()} units"
 
+    def remember(self) -> None:
+        """Notes P as it is now: P never changes, so that whatever changes it can be undone."""
+        sizes = self.cluster_sizes
+        self.known_sizes = sizes.detach().cpu().clone() if _is_plain(sizes) else None
+
+    def _apply(self, fn, *args):  # type: ignore[no-untyped-def]
+        # nn.Module's way to move and cast: `model.type(torch.bfloat16)` casts integers too.
+        before = self.cluster_sizes
+        super()._apply(fn, *args)
+        if self.cluster_sizes.is_floating_point() and not before.is_floating_point():
+            self.cluster_sizes = before.to(self.cluster_sizes.device)
+        return self
+
     def _load_from_state_dict(self, state_dict, prefix, *args):  # type: ignore[no-untyped-def]
         # nn.Module's hook for `load_state_dict`, which Trainer uses when it resumes: refuse what is no P.
-        sizes = state_dict.get(f"{prefix}cluster_sizes")
-        if sizes is not None and sizes.shape == self.cluster_sizes.shape:
-            check_cluster_sizes(sizes, self.original_width, f"{prefix}cluster_sizes")
+        name = f"{prefix}cluster_sizes"
+        sizes = state_dict.get(name)
+        if sizes is not None and sizes.shape == self.cluster_sizes.shape and _is_plain(sizes):
+            state_dict[name] = sizes = as_integers(sizes)  # a mean of equal P is exact, and floats
+            check_cluster_sizes(sizes, self.original_width, name)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if sizes is not None:
+            self.remember()
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):  # type: ignore[no-untyped-def]
+        # nn.Module's hook for `state_dict`, which all ways to save go through: no broken P gets out.
+        if _is_plain(self.cluster_sizes):
+            self._undo_changes(f"{prefix}cluster_sizes")
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _undo_changes(self, name: str) -> None:
+        sizes = as_integers(self.cluster_sizes)
+        try:
+            check_cluster_sizes(sizes, self.original_width, name)
+        except BrokenCheckpointError:
+            if self.known_sizes is None or self.known_sizes.shape != sizes.shape:
+                raise
+            warnings.warn(
+                f"{name} was changed by something that takes buffers for averages (an EMA with buffers, a mean of "
+                "models): it is what it was when it was loaded again",
+                FusionWarning,
+                stacklevel=2,
+            )
+            sizes = self.known_sizes.to(sizes.device)
+        if sizes is not self.cluster_sizes:
+            self.cluster_sizes = sizes
+
+
+def _is_plain(sizes: Tensor) -> bool:
+    """Whether a tensor's values are there to be read: not on the meta device, not while torch traces."""
+    return type(sizes) in (Tensor, nn.Parameter) and not sizes.is_meta
 
 
 class FusedMLP(nn.Module):

@@ -51,22 +51,19 @@ def _register_config(family: Family) -> None:
 
 @on_first_config
 def _register_models(family: Family) -> None:
-    """Registers a family's fused model classes and its tokenizer with the Auto classes and PEFT."""
-    from transformers import AutoTokenizer
-    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
-
+    """Registers a family's fused model classes and its processors with the Auto classes and PEFT."""
     from ..families.compat import auto_models_of
     from .adapters import add_default_targets
     from .classes import fused_class
+    from .neighbours import add_class_names, add_processors
 
     stock_config = getattr(transformers, family.config_class)
     fused_config = config_class(family)
     AutoConfig.register(fused_config.model_type, fused_config, exist_ok=True)
     for auto_class, stock in auto_models_of(stock_config):
         auto_class.register(fused_config, fused_class(stock), exist_ok=True)
-    tokenizer = TOKENIZER_MAPPING.get(stock_config, None)
-    if tokenizer is not None:
-        AutoTokenizer.register(fused_config, tokenizer, exist_ok=True)
+    add_class_names(family, fused_config.model_type)
+    add_processors(stock_config, fused_config)
     add_default_targets(family, fused_config.model_type)
 
 

@@ -3,7 +3,7 @@
 May import `files` and `tensors`. It is read by `import hf_mlp_fusion`, so it stays light.
 """
 
-from .config import NTKS, REFITS, SELECTIONS, TARGETS, FusionConfig
+from .config import NTKS, REFITS, SELECTIONS, TARGETS, FusionConfig, check_recipe
 from .layers import select_layers
 from .report import REPORT_NAME, FFNReport, FusionReport, SkippedFFN, TuningReport
 from .section import FFNWidth, FusionSection
@@ -21,5 +21,6 @@ __all__ = [
     "FusionSection",
     "SkippedFFN",
     "TuningReport",
+    "check_recipe",
     "select_layers",
 ]

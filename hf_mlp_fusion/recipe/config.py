@@ -13,7 +13,7 @@ from ..errors import FusionConfigError
 from ..tensors import CLUSTERINGS
 from .layers import check_layers
 
-__all__ = ["NTKS", "REFITS", "SELECTIONS", "TARGETS", "FusionConfig"]
+__all__ = ["NTKS", "REFITS", "SELECTIONS", "TARGETS", "FusionConfig", "check_recipe"]
 
 TARGETS = ("auto", "dense", "experts", "all")
 SELECTIONS = ("auto", "clusters", "obs")
@@ -220,6 +220,23 @@ class FusionConfig:
     def from_file(cls, path: str | Path) -> FusionConfig:
         """Reads a recipe from a JSON file."""
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+def check_recipe(config: object) -> None:
+    """Checks that a recipe is one: a bare width is taken for it easily.
+
+    Args:
+        config: What was given.
+
+    Raises:
+        FusionConfigError: It is something else.
+    """
+    if not isinstance(config, FusionConfig):
+        known = isinstance(config, int | float | str) and not isinstance(config, bool)
+        example = f"width={config!r}" if known else "width=0.25"
+        raise FusionConfigError(
+            f"config must be a FusionConfig, not {config!r:.80}: write fuse_model(model, FusionConfig({example}))"
+        )
 
 
 def _is_int(value: object) -> bool:

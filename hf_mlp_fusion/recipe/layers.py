@@ -92,4 +92,9 @@ def _numbers(layers: str | list[int] | list[str], stack: str, count: int) -> lis
     chosen = list(range(count))[int(first) if first else None : int(last) if last else None]
     if not chosen:
         raise FusionConfigError(f"layers={layers!r} selects nothing: {where} has layers 0 to {count - 1}")
+    for end in (first, last):
+        if end and not -count <= int(end) <= count:
+            raise FusionConfigError(
+                f"layers={layers!r}: {where} has layers 0 to {count - 1}, so a range ends at {count}"
+            )
     return chosen

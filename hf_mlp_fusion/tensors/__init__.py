@@ -4,7 +4,7 @@ May import `errors`. Nothing here knows of models or files.
 """
 
 from .allocation import allocate_widths
-from .cluster_sizes import check_cluster_sizes, even_cluster_sizes
+from .cluster_sizes import as_integers, check_cluster_sizes, even_cluster_sizes
 from .clustering import CLUSTERINGS, inertia
 from .low_rank import LowRankLinear
 from .moments import Moments, MomentSums
@@ -21,6 +21,7 @@ __all__ = [
     "MomentSums",
     "Moments",
     "allocate_widths",
+    "as_integers",
     "assign_units",
     "check_cluster_sizes",
     "even_cluster_sizes",

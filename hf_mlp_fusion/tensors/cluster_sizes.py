@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import BrokenCheckpointError
 
-__all__ = ["check_cluster_sizes", "even_cluster_sizes"]
+__all__ = ["as_integers", "check_cluster_sizes", "even_cluster_sizes"]
 
 
 def even_cluster_sizes(width: int, original_width: int) -> Tensor:
@@ -23,6 +23,17 @@ def even_cluster_sizes(width: int, original_width: int) -> Tensor:
     sizes = torch.full((width,), original_width // width, dtype=torch.int32)
     sizes[: original_width % width] += 1
     return sizes
+
+
+def as_integers(sizes: Tensor) -> Tensor:
+    """Integers for floats that are whole numbers, as int32; anything else as it is.
+
+    Args:
+        sizes: A tensor that may be the diagonal of P.
+    """
+    if not sizes.is_floating_point() or not bool((sizes == sizes.round()).all()):
+        return sizes
+    return sizes.to(torch.int32) if bool((sizes.abs() < 2**31).all()) else sizes
 
 
 def check_cluster_sizes(sizes: Tensor, original_width: int, name: str) -> None:

@@ -30,7 +30,7 @@ def freeze_routers(model: PreTrainedModel, *, frozen: bool = True) -> list[str]:
     Raises:
         UnsupportedModelError: The model has no routers, or they shall train in a model that PEFT has wrapped.
     """
-    pattern = family_of(model.config).router
+    pattern = family_of(getattr(model, "config", None)).router
     routers: list[tuple[str, nn.Parameter]] = [
         (name, parameter) for name, parameter in model.named_parameters() if pattern and re.fullmatch(pattern, name)
     ]

@@ -37,7 +37,7 @@ def test_unusable_sources_are_refused_with_one_line(tmp_path):
         (untitled, "no column of texts"),
         (tmp_path / "none.txt", "no such file"),
         (tmp_path / "none.parquet", "no such file"),
-        (tmp_path, "it is a folder"),
+        (tmp_path, "is a folder: give a file"),
     ):
         with pytest.raises(DataError, match=message) as caught:
             read_texts(source)

@@ -3,7 +3,7 @@
 from ..spec import Family, FFNSpec
 
 
-def _bart_like(model_type: str, name: str, encoder_padding: str = "mask", note: str = "") -> Family:
+def _bart_like(model_type: str, name: str, encoder_padding: str = "mask") -> Family:
     """A family whose layers have BART's layout; its class names begin with `name`."""
     stacks = [
         FFNSpec(
@@ -17,7 +17,7 @@ def _bart_like(model_type: str, name: str, encoder_padding: str = "mask", note: 
         )
         for stack, padding in (("encoder", encoder_padding), ("decoder", "mask"))
     ]
-    return Family(model_type, f"{name}Config", tuple(stacks), peft_like="bart", note=note)
+    return Family(model_type, f"{name}Config", tuple(stacks), peft_like="bart")
 
 
 FAMILIES = (
@@ -25,10 +25,5 @@ FAMILIES = (
     _bart_like("mbart", "MBart"),
     _bart_like("marian", "Marian"),
     _bart_like("pegasus", "Pegasus"),
-    _bart_like(
-        "whisper",
-        "Whisper",
-        encoder_padding="none",  # half a minute of sound, whatever is in it
-        note="transformers' speech pipeline goes by the model_type: call generate, or export the model for it",
-    ),
+    _bart_like("whisper", "Whisper", encoder_padding="none"),  # half a minute of sound, whatever is in it
 )
