@@ -17,16 +17,19 @@ __all__ = ["Progress", "progress_over"]
 logger = logging.getLogger(__name__)
 
 _LONG = 180.0  # seconds of a stage that are worth a word
+_TICKS = 1000  # of the bar over all stages: whole numbers, whose sum is exact
 _SURE = 3.0  # seconds after which its pace is known
 
 
 @dataclass
 class _Whole:
-    """The bar over all stages, and how much of its work is left."""
+    """The bar over all stages, and how much of its work is done."""
 
     bar: Any
     title: str
-    left: float
+    work: float
+    done: float = 0.0
+    ticks: int = 0
     stage: str = ""
 
     def advance(self, work: float, stage: str) -> None:
@@ -34,9 +37,10 @@ class _Whole:
         if stage != self.stage:
             self.stage = stage
             self.bar.set_description(f"{self.title} ({stage})" if stage else self.title)
-        work = min(work, self.left)
-        self.left -= work
-        self.bar.update(work)
+        self.done = min(self.work, self.done + work)
+        ticks = int(_TICKS * self.done / self.work) if self.work else _TICKS
+        self.bar.update(ticks - self.ticks)
+        self.ticks = ticks
 
 
 _whole: ContextVar[_Whole | None] = ContextVar("whole", default=None)
@@ -51,12 +55,12 @@ def progress_over(work: float, title: str) -> Iterator[None]:
         title: What is done.
     """
     layout = "{l_bar}{bar}| {elapsed}<{remaining}"
-    with transformers_logging.tqdm(total=work, desc=title, bar_format=layout, smoothing=0.05) as bar:
+    with transformers_logging.tqdm(total=_TICKS, desc=title, bar_format=layout, smoothing=0.05) as bar:
         whole = _Whole(bar, title, work)
         token = _whole.set(whole)
         try:
             yield
-            whole.advance(whole.left, "")  # what the estimate had too much
+            whole.advance(work, "")  # what the estimate had too much
         finally:
             _whole.reset(token)
 

@@ -286,7 +286,7 @@ def test_families_are_listed(cli):
 
 def test_names_are_checked_before_a_model_is_loaded(cli, stock, tmp_path, monkeypatch):
     """Or a slip of the pen costs the minutes that loading takes."""
-    monkeypatch.setattr("hf_mlp_fusion.modeling.loading._load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("hf_mlp_fusion.modeling.loading.load_whole", lambda *_: pytest.fail("a model was loaded"))
     texts = tmp_path / "texts.txt"
     texts.write_text("one\ntwo\n", encoding="utf-8")
     code, _, err = cli("compare", stock, "--texts", texts, "--methods", "fusion,magic", "--out", tmp_path / "out")
