@@ -18,7 +18,7 @@ from .running import (
     unpadded,
 )
 from .sampling import sample_batches
-from .texts import Batch, load_tokenizer, pad_batch, read_texts, split_texts, text_column
+from .texts import Batch, load_tokenizer, pad_batch, read_texts, split_texts, text_column, tokenizer_of
 
 __all__ = [
     "LANGUAGE_OBJECTIVES",
@@ -42,5 +42,6 @@ __all__ = [
     "split_texts",
     "text_column",
     "token_mask",
+    "tokenizer_of",
     "unpadded",
 ]

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from ..data import Batch, load_tokenizer, make_batches, row_count, split_texts
+from ..data import Batch, make_batches, row_count, split_texts, tokenizer_of
 from ..errors import DataError
 from ..measure import OutputError, output_error
 from .layerwise import DEFAULT_TARGET, LEARNING_RATE, LayerwiseTuningTrainer
@@ -74,7 +74,7 @@ def tune_model(
         >>> result.before.mean, result.after.mean  # doctest: +SKIP
         (0.436, 0.336)
     """
-    tokenizer = tokenizer or load_tokenizer(fused.config.name_or_path)
+    tokenizer = tokenizer or tokenizer_of(fused)
     train, held_out = split_texts(texts)
     if not train or not held_out:
         raise DataError(f"{len(texts)} texts are too few to tune on nine tenths and measure on the others: give more")
