@@ -32,7 +32,16 @@ from .running import (
     unpadded,
 )
 from .sampling import sample_batches
-from .texts import Batch, load_tokenizer, pad_batch, padded_batches, read_texts, split_texts, text_column
+from .texts import (
+    Batch,
+    load_tokenizer,
+    pad_batch,
+    padded_batches,
+    read_texts,
+    split_texts,
+    text_column,
+    tokenizer_of,
+)
 
 __all__ = [
     "LANGUAGE_OBJECTIVES",
@@ -73,5 +82,6 @@ __all__ = [
     "text_column",
     "token_count",
     "token_mask",
+    "tokenizer_of",
     "unpadded",
 ]

@@ -80,9 +80,9 @@ def _continue(model: PreTrainedModel, count: int, length: int) -> Tensor:
 def _fill(model: PreTrainedModel, count: int, length: int) -> Tensor:
     mask = getattr(model.config, "mask_token_id", None)
     if mask is None:
-        from .texts import load_tokenizer
+        from .texts import tokenizer_of
 
-        mask = load_tokenizer(model.config.name_or_path).mask_token_id if model.config.name_or_path else None
+        mask = tokenizer_of(model).mask_token_id if model.config.name_or_path else None
     if mask is None:
         raise DataError("the model's mask token is not known: give texts")
     others = (getattr(model.config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))

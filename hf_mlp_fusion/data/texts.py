@@ -6,14 +6,17 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import locate_file
+from ..files import check_exists
 from .hub_datasets import load_hub_dataset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "Batch",
@@ -26,13 +29,14 @@ __all__ = [
     "text_column",
     "token_rows",
     "token_windows",
+    "tokenizer_of",
 ]
 
 Batch = dict[str, Tensor]
 """Arguments of a model's forward, each `[batch, tokens]`; `labels`, where there, are -100 where none counts."""
 
 _BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+_SPACE = "▁"  # the one word of a T5 tokenizer without a vocabulary
 _COLUMNS = ("text", "sentence", "sentence1", "content")
 
 
@@ -111,18 +115,42 @@ def load_tokenizer(name_or_path: str) -> Any:
 
     Raises:
         DataError: There is none. transformers would make one up, without a vocabulary.
-        FusionConfigError: There is no such folder or repository.
+        FusionConfigError: There is no such folder, and no such repository can be.
     """
     from transformers import AutoTokenizer
 
-    if not any(locate_file(name_or_path, name) for name in _VOCABULARIES):
-        raise DataError(f"{name_or_path} has no tokenizer, and texts need one: save the tokenizer beside the model")
+    check_exists(name_or_path)
+    mend = "save the tokenizer beside the model, or in Python pass tokenizer="
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:  # of transformers, tokenizers and sentencepiece: a dozen kinds
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
-            f"the tokenizer of {name_or_path} could not be loaded: {str(error).splitlines()[0]}"
+            f"{name_or_path} has no tokenizer that could be loaded, and texts need one ({lines[0]:.200}): {mend}"
         ) from error
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    if set(tokenizer.get_vocab()) - added - set(tokenizer.all_special_tokens) <= {_SPACE}:
+        raise DataError(f"{name_or_path} has no tokenizer, and texts need one: {mend}")
+    return tokenizer
+
+
+def tokenizer_of(model: PreTrainedModel) -> Any:
+    """Loads the tokenizer of a model by the name that the model was loaded by.
+
+    A revision, a subfolder or a cache that it was loaded with is noted nowhere.
+
+    Args:
+        model: The model.
+
+    Raises:
+        DataError: It was not loaded from anywhere, or there is no tokenizer.
+    """
+    place = model.config.name_or_path
+    if not place:
+        raise DataError(
+            "texts need a tokenizer, and the model was not loaded from a place that may have it: pass tokenizer="
+        )
+    return load_tokenizer(place)
 
 
 def split_texts(texts: Sequence[str], held_out: float = 0.1) -> tuple[list[str], list[str]]:

@@ -23,7 +23,6 @@ from ..data import (
     fitting_pieces,
     forward_work,
     inputs_of,
-    load_tokenizer,
     make_batches,
     objective_of,
     on_device,
@@ -32,6 +31,7 @@ from ..data import (
     sample_batches,
     single_rows,
     text_column,
+    tokenizer_of,
 )
 from ..errors import DataError
 from ..modeling.ffn import FFN
@@ -92,9 +92,7 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
             f"calibration holds {type(items[0]).__name__}: give texts or batches (mappings) of model inputs"
         )
     if tokenizer is None:
-        if not model.config.name_or_path:
-            raise DataError("texts need a tokenizer: pass tokenizer=")
-        tokenizer = load_tokenizer(model.config.name_or_path)
+        tokenizer = tokenizer_of(model)
     if objective_of(model) not in LANGUAGE_OBJECTIVES:  # a row a text: those of like length together pad least
         items = sorted(items[:SAMPLES], key=len)
     return make_batches(model, tokenizer, items, samples=SAMPLES, batch_size=16)

@@ -40,7 +40,8 @@ def fuse_model(
         calibration: Data that the recipe may use, to keep the output far better than without: texts, a text file, a
             data set, or batches of model inputs (mappings of tensors). A few hundred sentences do. `"sampled"` needs
             none: a language model is calibrated on what it writes itself.
-        tokenizer: The tokenizer for texts; if not given, the one that lies beside the model's weights.
+        tokenizer: The tokenizer for texts; if not given, the one that lies beside the model's weights. Give it
+            where the model was loaded with a revision, a subfolder or a cache of its own: no model notes that.
         inplace: Take over the model's tensors instead of copying them, to save memory. `model` is left without weights
             and must not be used again, also where fusion fails half-way.
 

@@ -16,11 +16,11 @@ from ..data import (
     Batch,
     available_bytes,
     check_room,
-    load_tokenizer,
     make_batches,
     row_bytes,
     row_count,
     split_texts,
+    tokenizer_of,
 )
 from ..errors import DataError
 from ..measure import OutputError, output_error, parameter_blocks, reduced_ffns
@@ -85,7 +85,7 @@ def tune_model(
         >>> result.before.mean, result.after.mean  # doctest: +SKIP
         (0.436, 0.336)
     """
-    tokenizer = tokenizer or load_tokenizer(fused.config.name_or_path)
+    tokenizer = tokenizer or tokenizer_of(fused)
     train, held_out = split_texts(texts)
     if not train or not held_out:
         raise DataError(f"{len(texts)} texts are too few to tune on nine tenths and measure on the others: give more")
