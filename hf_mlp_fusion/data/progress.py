@@ -17,6 +17,7 @@ __all__ = ["Progress", "progress_over"]
 logger = logging.getLogger(__name__)
 
 _LONG = 180.0  # seconds of a stage that are worth a word
+_STEPS = 1000  # of the bar over all stages
 _SURE = 3.0  # seconds after which its pace is known
 
 
@@ -26,7 +27,9 @@ class _Whole:
 
     bar: Any
     title: str
-    left: float
+    work: float
+    done: float = 0.0
+    shown: int = 0
     stage: str = ""
 
     def advance(self, work: float, stage: str) -> None:
@@ -34,9 +37,15 @@ class _Whole:
         if stage != self.stage:
             self.stage = stage
             self.bar.set_description(f"{self.title} ({stage})" if stage else self.title)
-        work = min(work, self.left)
-        self.left -= work
-        self.bar.update(work)
+        self.done += work
+        steps = min(_STEPS, int(_STEPS * self.done / self.work)) if self.work else 0  # whole numbers add up exactly
+        self.bar.update(steps - self.shown)
+        self.shown = steps
+
+    def finish(self) -> None:
+        """Moves the bar to its end, over what the estimate had too much."""
+        self.advance(0.0, "")
+        self.bar.update(_STEPS - self.shown)
 
 
 _whole: ContextVar[_Whole | None] = ContextVar("whole", default=None)
@@ -51,12 +60,12 @@ def progress_over(work: float, title: str) -> Iterator[None]:
         title: What is done.
     """
     layout = "{l_bar}{bar}| {elapsed}<{remaining}"
-    with transformers_logging.tqdm(total=work, desc=title, bar_format=layout, smoothing=0.05) as bar:
+    with transformers_logging.tqdm(total=_STEPS, desc=title, bar_format=layout, smoothing=0.05) as bar:
         whole = _Whole(bar, title, work)
         token = _whole.set(whole)
         try:
             yield
-            whole.advance(whole.left, "")  # what the estimate had too much
+            whole.finish()
         finally:
             _whole.reset(token)
 
