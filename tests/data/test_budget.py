@@ -153,7 +153,7 @@ def test_one_bar_goes_over_all_stages_and_ends_full(monkeypatch):
     model = tiny_model("gpt2")
     fuse_model(model, FusionConfig(width=16), calibration=batches(model))
     (bar,) = shown  # one, over everything
-    assert bar["n"] == pytest.approx(bar["total"])
+    assert bar["n"] == bar["total"]
     titles = [title for title in bar["titles"] if title != "Fusing"]
     expected = ["Fusing (kernels)", "Fusing (fusion)", "Fusing (moments)", "Fusing (fusion)", "Fusing (kernels)"]
     assert titles == expected
@@ -171,9 +171,11 @@ def test_a_stage_of_minutes_is_announced(monkeypatch, caplog):
 
 
 def test_a_bar_never_goes_beyond_its_end():
-    with progress_over(10.0, "Working"), Progress(2, "a", work=50.0) as stage:
-        stage.update()
-        stage.update()
+    """tqdm warns of that, and warnings are errors here; rounding is enough for it."""
+    for work in (50.0, 10.0, 0.1):
+        with progress_over(10.0, "Working"), Progress(7, "a", work=work) as stage:
+            for _ in range(7):
+                stage.update()
 
 
 def test_a_fusion_that_does_not_fit_is_refused_before_it_starts(monkeypatch):
