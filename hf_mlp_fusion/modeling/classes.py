@@ -107,6 +107,8 @@ class FusedModelMixin:
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As the stock class's, with the receipt beside the weights."""
+        if self._auto_class is not None:  # type: ignore[attr-defined]
+            self.config.own_auto_map()  # type: ignore[attr-defined]
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if self.fusion_report is not None and kwargs.get("is_main_process", True):
             self.fusion_report.save(save_directory)

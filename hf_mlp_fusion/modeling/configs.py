@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import transformers
@@ -39,7 +40,8 @@ class FusedConfigMixin:
     stock_model_type: ClassVar[str]
     family: ClassVar[Family]
     mlp_fusion: dict[str, Any] | None
-    auto_map: ClassVar[dict[str, str]] = {}  # TRL reads it of all classes that are not transformers' own
+    # TRL reads it of all classes that are not transformers' own. None is stored unless a stub is.
+    auto_map: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]
@@ -47,10 +49,16 @@ class FusedConfigMixin:
             FusionSection.from_dict(self.mlp_fusion)
         _tell_listeners(self.family)
 
+    def own_auto_map(self) -> None:
+        """Gives this config an `auto_map` of its own, which transformers fills when it saves a user's subclass."""
+        self.auto_map = dict(self.auto_map)  # type: ignore[misc]
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As the stock class's, and saves the stub that a config from the Hub may name (`hf_mlp_fusion.hub`)."""
         from ..hub import has_stub, save_stub
 
+        if self._auto_class is not None:  # type: ignore[attr-defined]
+            self.own_auto_map()
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if has_stub({"auto_map": getattr(self, "auto_map", None)}):
             save_stub(save_directory)
