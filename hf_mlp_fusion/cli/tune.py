@@ -51,13 +51,14 @@ def tune(
     for place in filter(None, (teacher, fused)):
         check_output_folder(out, overwrite=overwrite, source=place)
 
-    from ..data import load_tokenizer, read_texts
-    from ..files import carry_side_files
+    from ..data import load_tokenizer, read_texts, save_carrying
+    from ..hub import check_folder, check_side_files
     from ..modeling.loading import load_fused_model, load_stock_model
     from ..training import tune_model
 
     lines = read_texts(texts or dataset or "", split=split)
     tokenizer = load_tokenizer(fused)
+    check_side_files(fused)
     model: Any = load_fused_model(fused, device=device)
     teacher = teacher or model.config.mlp_fusion["source"].get("name_or_path")
     if not teacher:
@@ -80,8 +81,8 @@ def tune(
         seed=seed,
     )
     with output_folder(out, overwrite=overwrite) as folder:
-        carry_side_files(fused, folder)
-        model.to(stored).save_pretrained(folder)
+        save_carrying(model.to(stored), fused, folder)
+        check_folder(folder)
     if as_json:
         typer.echo(model.fusion_report.to_json(), nl=False)
     else:

@@ -1,8 +1,9 @@
 """Texts and batches: read, cut into rows, written by a model itself, and run through one.
 
-May import `modeling`, `files` and `errors`.
+May import `modeling`, `hub`, `files` and `errors`.
 """
 
+from .carried import save_carrying
 from .hub_datasets import load_hub_dataset
 from .objectives import LANGUAGE_OBJECTIVES, longest_row, make_batches, objective_of
 from .running import (
@@ -39,6 +40,7 @@ __all__ = [
     "router_logits",
     "row_count",
     "sample_batches",
+    "save_carrying",
     "split_texts",
     "text_column",
     "token_mask",
