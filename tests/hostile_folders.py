@@ -19,10 +19,10 @@ from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
 from hf_mlp_fusion import FusionConfig, fuse_model
-from hf_mlp_fusion.files.side_files import carry_side_files
 from hf_mlp_fusion.hub import write_card
 from hf_mlp_fusion.hub.push import check_folder
 from hf_mlp_fusion.hub.saved import read_saved
+from hf_mlp_fusion.hub.side_files import carry_side_files
 from hf_mlp_fusion.modeling.loading import load_stock_model
 
 ROOM = 1024 * 2**20  # bytes of memory that opening a folder of 60 kB may take

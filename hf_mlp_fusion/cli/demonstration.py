@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from ..data import load_tokenizer
-from ..files import carry_side_files, output_folder
+from ..data import load_tokenizer, save_carrying
+from ..files import output_folder
 from ..fusion import fuse_model
 from ..measure import Latency, OutputError, latency, output_error
 from ..modeling.loading import load_whole
@@ -84,8 +84,7 @@ def run_demo(name_or_path: str, config: FusionConfig, out: Path, *, calibrated: 
     calibration = calibration_sentences() if calibrated else None
     fused = fuse_model(model, config, calibration=calibration, tokenizer=tokenizer)
     with output_folder(out, overwrite=True) as folder:
-        carry_side_files(name_or_path, folder)
-        fused.save_pretrained(folder)
+        save_carrying(fused, name_or_path, folder)
     before, after = embed(model, batch), embed(fused, batch)
     return DemoResult(
         report=fused.fusion_report,

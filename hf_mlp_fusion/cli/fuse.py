@@ -95,18 +95,19 @@ def fuse(
     check_dtype(dtype)
     check_output_folder(out, overwrite=overwrite, source=model)
 
-    from ..data import read_texts
-    from ..files import carry_side_files
+    from ..data import read_texts, save_carrying
     from ..fusion import SAMPLED, check_smaller, fuse_model
+    from ..hub import check_folder, check_side_files
     from ..modeling.loading import load_stock_model
 
     calibration = SAMPLED if sampled else read_texts(texts or dataset or "", split=split) if given else None
     stock = load_stock_model(model, dtype=dtype, device=device)
+    check_side_files(model)
     check_smaller(stock, config)
     fused = fuse_model(stock, config, calibration=calibration, inplace=True)
     with output_folder(out, overwrite=overwrite) as folder:
-        carry_side_files(model, folder)
-        fused.save_pretrained(folder)
+        save_carrying(fused, model, folder)
+        check_folder(folder)
     report = fused.fusion_report
     if as_json:
         typer.echo(report.to_json(), nl=False)

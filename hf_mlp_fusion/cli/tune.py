@@ -67,8 +67,8 @@ def tune(
     for place in filter(None, (teacher, fused)):
         check_output_folder(out, overwrite=overwrite, source=place)
 
-    from ..data import load_tokenizer, read_texts
-    from ..files import carry_side_files
+    from ..data import load_tokenizer, read_texts, save_carrying
+    from ..hub import check_folder, check_side_files
     from ..modeling.loading import load_fused_model, load_stock_model
     from ..training import tune_model
     from ..training.states import TARGETS
@@ -77,6 +77,7 @@ def tune(
         raise FusionConfigError(f"target must be one of {', '.join(map(repr, TARGETS))}, not {target!r}")
     lines = read_texts(texts or dataset or "", split=split)
     tokenizer = load_tokenizer(fused)
+    check_side_files(fused)
     model: Any = load_fused_model(fused, device=device)
     teacher = teacher or model.config.mlp_fusion["source"].get("name_or_path")
     if not teacher:
@@ -99,8 +100,8 @@ def tune(
         seed=seed,
     )
     with output_folder(out, overwrite=overwrite) as folder:
-        carry_side_files(fused, folder)
-        model.to(stored).save_pretrained(folder)
+        save_carrying(model.to(stored), fused, folder)
+        check_folder(folder)
     if as_json:
         typer.echo(model.fusion_report.to_json(), nl=False)
     else:

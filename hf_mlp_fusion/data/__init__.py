@@ -1,9 +1,10 @@
 """Texts and batches: read, cut into rows, written by a model itself, and run through one.
 
-May import `modeling`, `files` and `errors`.
+May import `modeling`, `hub`, `files` and `errors`.
 """
 
 from .budget import available_bytes, check_room, readable_bytes, spare_bytes
+from .carried import save_carrying
 from .footprint import (
     LOGIT_BYTES,
     fitting_pieces,
@@ -76,6 +77,7 @@ __all__ = [
     "row_bytes",
     "row_count",
     "sample_batches",
+    "save_carrying",
     "single_rows",
     "spare_bytes",
     "split_texts",

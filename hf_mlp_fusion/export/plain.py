@@ -12,10 +12,12 @@ import transformers
 from transformers import PreTrainedModel
 
 from .. import __version__
+from ..data import save_carrying
 from ..errors import UnsupportedModelError
 from ..families import family_of
-from ..files import carry_side_files, check_output_folder, output_folder, write_text
+from ..files import check_output_folder, output_folder, write_text
 from ..fusion import check_whole
+from ..hub import check_side_files
 from ..modeling.building import convert_config, rebuild
 from ..modeling.classes import FusedModelMixin, stock_class
 from ..modeling.find import find_ffns
@@ -113,14 +115,17 @@ def export_plain(
     check_output_folder(out, overwrite=overwrite, source=source)
     if isinstance(model, str | Path):
         model = load_fused_model(str(model))
+    if source is not None:
+        check_side_files(source)
     check_whole(model)
     if onnx:
         check_onnx(model)
     plain, report = plain_model(model, pad=pad, dtype=dtype)
     with output_folder(out, overwrite=overwrite) as folder:
         if source is not None:
-            carry_side_files(source, folder)
-        plain.save_pretrained(folder)
+            save_carrying(plain, source, folder)
+        else:
+            plain.save_pretrained(folder)
         write_text(folder / "README.md", _note(report))
         if onnx:
             report = replace(report, onnx_error=export_onnx(plain, folder / "model.onnx"))

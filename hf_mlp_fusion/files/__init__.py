@@ -1,4 +1,4 @@
-"""Files and folders: whole or not at all, found without loading, carried along.
+"""Files and folders: whole or not at all, found without loading.
 
 May import `errors`. Nothing here knows of models.
 """
@@ -8,14 +8,10 @@ from .json_files import read_object
 from .json_lines import append_json, read_json
 from .locate import check_exists, check_readable, files_like, is_repo_id, locate_file
 from .minilm import minilm_folder
-from .side_files import SIDE_FILES, carry_side_files, check_inside
 
 __all__ = [
-    "SIDE_FILES",
     "append_json",
-    "carry_side_files",
     "check_exists",
-    "check_inside",
     "check_output_folder",
     "check_readable",
     "files_like",

@@ -6,8 +6,9 @@ May import `recipe`, `families`, `files`, `tensors`. It knows folders and JSON, 
 from .cards import write_card
 from .headers import check_stored_ffns, stored_tensors
 from .measured import Measured, read_measured
-from .push import Push, push_folder
+from .push import Push, check_folder, push_folder
 from .saved import MODEL_TAG, read_saved
+from .side_files import carry_side_files, check_side_files
 from .stub import add_stub, has_stub, save_stub
 from .trainer import FusionCardMixin
 
@@ -17,6 +18,9 @@ __all__ = [
     "Measured",
     "Push",
     "add_stub",
+    "carry_side_files",
+    "check_folder",
+    "check_side_files",
     "check_stored_ffns",
     "has_stub",
     "push_folder",

@@ -10,12 +10,13 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import BrokenCheckpointError, FusionConfigError
-from ..files import check_inside, write_bytes, write_text
+from ..files import write_bytes, write_text
 from .card import FusionCard
 from .measured import Measured
 from .picture import PICTURE_NAME, picture_bytes
 from .provenance import LARGEST_CARD, base_model_of, licence_of
 from .saved import SavedModel, read_saved
+from .side_files import check_inside
 
 __all__ = ["CARD_NAME", "CardFiles", "card_files", "read_readme", "write_card"]
 

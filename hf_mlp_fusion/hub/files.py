@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import BrokenCheckpointError
-from ..files import SIDE_FILES, check_inside
 from ..recipe import REPORT_NAME
+from .side_files import PICKLES, check_inside, side_files_of
 
 __all__ = ["WEIGHTS", "ModelFiles", "sort_files"]
 
@@ -22,9 +22,7 @@ _UPLOADED = (
     "LICENSE*",
     "NOTICE*",
     "*.png",
-    *SIDE_FILES,
 )
-_PICKLES = (".bin", ".ckpt", ".h5", ".joblib", ".msgpack", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 # What Trainer leaves beside a model. None of it is read here or uploaded, so it does no harm.
 _TRAINER_STATE = ("training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 
@@ -51,14 +49,16 @@ def sort_files(folder: Path) -> ModelFiles:
     Raises:
         BrokenCheckpointError: It holds weights in pickles, or a file of the model is a link that leads out of it.
     """
+    side = side_files_of(folder)
     uploaded: list[str] = []
     left: dict[str, None] = {}
     for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
         name = path.relative_to(folder).as_posix()
-        if any(fnmatchcase(name, pattern) and pattern.count("/") == name.count("/") for pattern in _UPLOADED):
+        own = any(fnmatchcase(name, pattern) and pattern.count("/") == name.count("/") for pattern in _UPLOADED)
+        if own or side.has(name):
             check_inside(path, folder)
             uploaded.append(name)
-        elif path.suffix in _PICKLES and not any(fnmatchcase(path.name, pattern) for pattern in _TRAINER_STATE):
+        elif path.suffix in PICKLES and not any(fnmatchcase(path.name, pattern) for pattern in _TRAINER_STATE):
             raise BrokenCheckpointError(
                 f"{path} is a pickle, or may be one: those who load it would run what it holds. "
                 "Remove it, or push another folder; weights go as safetensors"
