@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..errors import DataError, FusionConfigError
 from ..files import check_output_folder, output_folder
-from .options import HOW, Dataset, Device, FusedModel, Json, NewFolder, Overwrite, Seed, Split, Texts
+from .options import HOW, Dataset, Device, FusedModel, Json, NewFolder, Overwrite, Seed, Split, Texts, check_device
 
 if TYPE_CHECKING:
     from ..training import TuningResult
@@ -46,6 +46,7 @@ def tune(
 
     A tenth of the texts is held out, to measure on. Labels are not needed.
     """
+    check_device(device)
     if (texts is None) == (dataset is None):
         raise DataError("give --texts FILE or --dataset NAME, one of the two")
     for place in filter(None, (teacher, fused)):
