@@ -27,6 +27,7 @@ from .options import (
     Targets,
     Texts,
     Width,
+    check_device,
     parse_layers,
     parse_names,
     parse_width,
@@ -70,6 +71,7 @@ def compare(
 
     Each finished method is kept at once: stop with Ctrl-C when you like, and the same command goes on from there.
     """
+    check_device(device)
     if (texts is None) == (dataset is None):
         raise DataError("give --texts FILE or --dataset NAME, one of the two")
     config = FusionConfig(parse_width(width), parse_layers(layers), targets, seed=seed)

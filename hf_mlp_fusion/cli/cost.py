@@ -22,6 +22,7 @@ from .options import (
     MaxLength,
     Targets,
     Width,
+    check_device,
     parse_layers,
     parse_width,
 )
@@ -44,6 +45,7 @@ def cost(
     as_json: Json = False,
 ) -> None:
     """Measure a step of fine-tuning: time, memory and optimiser state, fused against unfused and folded."""
+    check_device(device)
     import torch
 
     from ..bench.cost import random_model, step_costs

@@ -27,6 +27,7 @@ from .options import (
     Split,
     Targets,
     Texts,
+    check_device,
     check_dtype,
     parse_layers,
     parse_width,
@@ -85,6 +86,7 @@ def fuse(
 
     Give a few hundred texts like those that the model will see: calibrated on them, it keeps the output far better.
     """
+    check_device(device)
     config = FusionConfig(
         parse_width(width), parse_layers(layers), targets, clustering, selection, refit, ntk, seed, multiple_of
     )

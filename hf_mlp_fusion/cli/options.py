@@ -39,6 +39,7 @@ __all__ = [
     "Targets",
     "Texts",
     "Width",
+    "check_device",
     "check_dtype",
     "parse_layers",
     "parse_names",
@@ -89,9 +90,7 @@ Dataset = Annotated[
 Split = Annotated[str, typer.Option(help="Split of the data set.", rich_help_panel=TEXTS)]
 
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that has any randomness.", rich_help_panel=RUN)]
-Device = Annotated[
-    str, typer.Option(help="cpu, cuda, cuda:1, ...", callback=lambda text: check_device(text), rich_help_panel=RUN)
-]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=RUN)]
 
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.", rich_help_panel=OUTPUT)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the model folder OUT.", rich_help_panel=OUTPUT)]
@@ -133,7 +132,7 @@ def parse_layers(text: str) -> str | list[int] | list[str]:
     return items if len(items) > 1 else text
 
 
-def check_device(text: str) -> str:
+def check_device(text: str) -> None:
     """Checks that there is the `--device`.
 
     Raises:
@@ -147,7 +146,6 @@ def check_device(text: str) -> str:
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             fault = str(error).strip().splitlines()[0]
             raise FusionConfigError(f"--device {text} cannot be used here: {fault:.200}") from error
-    return text
 
 
 def check_dtype(text: str) -> None:

@@ -25,6 +25,7 @@ from .options import (
     Seed,
     Split,
     Texts,
+    check_device,
 )
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def tune(
 
     A tenth of the texts is held out, to measure on. Labels are not needed.
     """
+    check_device(device)
     if (texts is None) == (dataset is None):
         raise DataError("give --texts FILE or --dataset NAME, one of the two")
     for place in filter(None, (teacher, fused)):

@@ -7,7 +7,7 @@
 - `nn.Module._load_from_state_dict` of torch (`modules.py`);
 - `Trainer._prepare_inputs` (`training/layerwise.py`);
 - `_hf_hook`, by which accelerate marks the models that it places (`training/teacher.py`);
-- `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`registration.py`);
+- `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`neighbours.py`);
 - `transformers.modelcard.TASK_MAPPING`, the pipeline tag of each head;
 - the `MODEL_FOR_*_MAPPING_NAMES` of `transformers.models.auto.modeling_auto` (`objectives.py`);
 - `_weight_conversions`, by which a loaded model is saved under the names that it was loaded from (`plain.py`);
