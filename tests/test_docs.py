@@ -116,3 +116,11 @@ def test_names_in_texts_exist(path):
     for module, names in re.findall(r"from (hf_mlp_fusion[\w.]*) import ([\w, ]+)", path.read_text(encoding="utf-8")):
         for name in names.split(","):
             assert pkgutil.resolve_name(f"{module}.{name.strip()}") is not None
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_in_texts_exist(path):
+    for name in set(
+        re.findall(r"\b(?:tests|docs|notebooks|model_cards)/[\w/]+\.\w+", path.read_text(encoding="utf-8"))
+    ):
+        assert (ROOT / name).is_file(), name

@@ -1,9 +1,9 @@
 """The semi-private names of transformers and its like that this package relies on, in one place.
 
-`tests/test_compat.py` fails first when one of them moves. Besides what is used here:
+`tests/families/test_compat.py` fails first when one of them moves. Besides what is used here:
 
-- `PreTrainedModel.post_init`, which a model's `__init__` calls when its modules exist (`modeling.py`);
-- `PreTrainedModel.initialize_weights` and `transformers.initialization` (`modeling.py`);
+- `PreTrainedModel.post_init`, which a model's `__init__` calls when its modules exist (`classes.py`);
+- `PreTrainedModel.initialize_weights` and `transformers.initialization` (`classes.py`);
 - `nn.Module._load_from_state_dict` of torch (`modules.py`);
 - `Trainer._prepare_inputs` (`training/layerwise.py`);
 - `_hf_hook`, by which accelerate marks the models that it places (`training/teacher.py`);
@@ -14,9 +14,9 @@
 - `PreTrainedModel._can_set_attn_implementation`, `_can_set_experts_implementation` and `_no_split_modules`
   (`classes.py`);
 - `transformers.utils.hub.cached_file`, its `_raise_exceptions_for_missing_entries`, and `cached_files` (`headers.py`,
-  `modeling.py`);
+  `classes.py`);
 - `transformers.modeling_utils._add_variant` (`headers.py`);
-- `PreTrainedModel._upload_modified_files`, which uploads what a push has saved (`modeling.py`);
+- `PreTrainedModel._upload_modified_files`, which uploads what a push has saved (`classes.py`);
 - the tables `TRANSFORMERS_MODELS_TO_*` of `peft.utils.constants` (`adapters.py`).
 """
 

@@ -5,6 +5,7 @@ import inspect
 import accelerate
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
@@ -98,3 +99,28 @@ def test_tables_of_peft():
     tables = [table for name, table in vars(constants).items() if name.startswith("TRANSFORMERS_MODELS_TO_")]
     assert len(tables) > 20
     assert all(isinstance(table, dict) for table in tables)
+
+
+def test_an_implementation_is_settable_by_what_the_class_says():
+    assert transformers.LlamaForCausalLM._can_set_attn_implementation()
+    assert not transformers.LlamaForCausalLM._can_set_experts_implementation()
+    assert transformers.MixtralForCausalLM._can_set_experts_implementation()
+
+
+def test_what_a_device_map_must_not_split():
+    sizes = {"vocab_size": 5, "n_embd": 4, "n_layer": 1, "n_head": 1}
+    assert "GPT2Block" in transformers.GPT2Model(transformers.GPT2Config(**sizes))._no_split_modules
+
+
+def test_saving_goes_by_weight_conversions(tmp_path):
+    """Without any, the names are those of the modules; None stands for the stock class's own."""
+    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=4, patch_size=2))
+    names = []
+    for conversions in ([], None):
+        model._weight_conversions = conversions
+        model.save_pretrained(tmp_path)
+        with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+            names.append(set(file.keys()))
+    assert names[0] == set(model.state_dict())
+    assert names[1] != names[0]
