@@ -3,7 +3,7 @@
 May import `modeling`, `hub`, `files` and `errors`.
 """
 
-from .budget import available_bytes, check_room, readable_bytes, spare_bytes
+from ..files import available_bytes, check_room, readable_bytes, spare_bytes
 from .carried import save_carrying
 from .footprint import (
     LOGIT_BYTES,

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .budget import check_room, spare_bytes
+from ..files import check_room, spare_bytes
 from .running import in_pieces, row_count
 from .texts import Batch
 

@@ -1,9 +1,10 @@
-"""Files and folders: whole or not at all, found without loading.
+"""Files and folders, whole or not at all, found without loading; and the memory that there is to load them into.
 
 May import `errors`. Nothing here knows of models.
 """
 
 from .atomic import check_output_folder, output_folder, write_bytes, write_text
+from .budget import available_bytes, check_room, readable_bytes, spare_bytes
 from .json_files import read_object
 from .json_lines import append_json, read_json
 from .locate import check_exists, check_readable, files_like, is_repo_id, locate_file
@@ -11,9 +12,11 @@ from .minilm import minilm_folder
 
 __all__ = [
     "append_json",
+    "available_bytes",
     "check_exists",
     "check_output_folder",
     "check_readable",
+    "check_room",
     "files_like",
     "is_repo_id",
     "locate_file",
@@ -21,6 +24,8 @@ __all__ = [
     "output_folder",
     "read_json",
     "read_object",
+    "readable_bytes",
+    "spare_bytes",
     "write_bytes",
     "write_text",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -14,7 +16,7 @@ from ..errors import (
     UnsupportedModelError,
     is_memory_shortage,
 )
-from ..files import check_exists, check_readable, files_like
+from ..files import check_exists, check_readable, check_room, files_like
 from .classes import find_class
 from .loading_checks import check_nothing_missing
 
@@ -109,6 +111,8 @@ def load_whole(
         UnsupportedModelError: It has no safetensors.
         BrokenCheckpointError: Its files are broken, cannot be read, or lack weights.
     """
+    stored = _stored_bytes(name_or_path)
+    check_room(stored, torch.device(device), f"loading {name_or_path}", "free some, or raise the limit")
     if device != "cpu":
         kwargs["device_map"] = {"": device}
     try:
@@ -131,6 +135,14 @@ def load_whole(
         raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
     check_nothing_missing(model, info, name_or_path, new_head=new_head)
     return model
+
+
+def _stored_bytes(name_or_path: str) -> int:
+    """Bytes of a folder's weights, which loading takes at least; 0 where they are not known."""
+    folder = Path(name_or_path)
+    whole = folder / "model.safetensors"
+    files = [whole] if whole.is_file() else folder.glob("model-?????-of-?????.safetensors")
+    return sum(path.stat().st_size for path in files)
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import tiny_model
 from tiny_text import tiny_texts, tiny_tokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
@@ -59,3 +60,14 @@ def test_an_address_space_that_is_too_small_gives_one_line(model_path, tmp_path,
         assert "GB of memory, and this machine has" in last
         assert "shorter calibration rows need less" in last
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_does_not_fit_is_one_line_before_it_is_loaded(cli, tmp_path, monkeypatch):
+    """A cgroup's limit would kill the process without a word."""
+    tiny_model("bert").save_pretrained(tmp_path / "bert", max_shard_size="20KB")
+    monkeypatch.setattr("hf_mlp_fusion.files.budget.available_bytes", lambda device: 1000)
+    code, _, err = cli("fuse", tmp_path / "bert", tmp_path / "out", "--width", "32")
+    assert code == 1
+    assert f"loading {tmp_path / 'bert'} needs about" in " ".join(err.split())
+    assert err.count("error:") == 1
+    assert not (tmp_path / "out").exists()

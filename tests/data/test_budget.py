@@ -11,9 +11,10 @@ from conftest import model_inputs, tiny_model
 from tiny_batches import batches
 
 from hf_mlp_fusion import FusionConfig, FusionError, fuse_model
-from hf_mlp_fusion.data import budget, fitting_pieces, in_pieces, progress, row_bytes, single_rows
+from hf_mlp_fusion.data import fitting_pieces, in_pieces, progress, row_bytes, single_rows
 from hf_mlp_fusion.data.progress import Progress, progress_over
 from hf_mlp_fusion.errors import MemoryLimitError
+from hf_mlp_fusion.files import budget
 from hf_mlp_fusion.fusion.calibration import collect_moments, kernel_rows
 from hf_mlp_fusion.measure import expert_load, language_loss, output_error
 from hf_mlp_fusion.modeling.find import find_ffns
@@ -180,7 +181,7 @@ def test_a_bar_never_goes_beyond_its_end():
 
 def test_a_fusion_that_does_not_fit_is_refused_before_it_starts(monkeypatch):
     model = tiny_model("bert")
-    monkeypatch.setattr("hf_mlp_fusion.data.budget.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("hf_mlp_fusion.files.budget.available_bytes", lambda device: 1000)
     monkeypatch.setattr("hf_mlp_fusion.fusion.fuse.reduce_ffns", lambda *args, **kwargs: pytest.fail("it started"))
     with pytest.raises(MemoryLimitError, match=r"this fusion needs about .* MB of memory, and this machine has 0 MB"):
         fuse_model(model, FusionConfig(width=16), calibration=[model_inputs(model)])
