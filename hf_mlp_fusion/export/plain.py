@@ -63,6 +63,11 @@ class ExportReport:
         """Hidden units of an FFN; of the widest, where a model has several widths."""
         return max(self.widths.values())
 
+    @property
+    def width_field(self) -> str:
+        """The config field of that width; all of them, where there are several."""
+        return ", ".join(self.widths)
+
     def to_json(self) -> str:
         """Returns the fields as a JSON object."""
         return json.dumps(asdict(self) | {"width": self.width}, indent=2) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,19 @@ def load_whole(
                 "model.save_pretrained() in an environment that you trust it in"
             ) from error
         raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
+    if not new_head and _lacks_its_head(model, info["missing_keys"]):
+        # Sentence encoders often name the head that they were pretrained with, and have their body alone.
+        return load_whole(AutoModel, name_or_path, dtype=dtype, device=device, **kwargs)
     check_nothing_missing(model, info, name_or_path, new_head=new_head)
     return model
+
+
+def _lacks_its_head(model: PreTrainedModel, missing: Iterable[str]) -> bool:
+    """Whether nothing of a model's head, and all of its body, came from the checkpoint."""
+    base = f"{model.base_model_prefix}."
+    head = {name for name, _ in model.named_parameters() if not name.startswith(base)}
+    body_is_whole = not any(name.startswith(base) for name in missing)
+    return model.base_model is not model and bool(head) and head <= set(missing) and body_is_whole
 
 
 def _stored_bytes(name_or_path: str) -> int:

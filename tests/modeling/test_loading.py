@@ -158,3 +158,16 @@ def test_weights_that_the_config_names(size, cli, tmp_path):
             with pytest.raises(BrokenCheckpointError, match=fault):
                 type(fused).from_pretrained(tmp_path)
     assert "save it anew" in cli("push", tmp_path, "a/b", "--dry-run")[2]
+
+
+def test_a_body_under_the_name_of_a_head_is_loaded_as_the_body(tmp_path):
+    """Sentence encoders often name the head that they were pretrained with."""
+    model = tiny_model("bert")
+    model.bert.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.warns(FusionWarning, match="pooler"):  # a masked language model has none
+        loaded = load_stock_model(str(tmp_path))
+    assert type(loaded).__name__ == "BertModel"
+    weights = model.bert.state_dict()
+    assert all(tensor.equal(loaded.state_dict()[name]) for name, tensor in weights.items())
