@@ -60,7 +60,7 @@ def test_smollm2_keeps_its_language(smollm2):
         batches = make_batches(model, tokenizer, sentences("validation", 200), max_length=128, batch_size=4)
         losses.append(language_loss(model, batches).loss)
     assert type(model).__name__ == "FusedLlamaForCausalLM"
-    assert abs(losses[1] - losses[0]) < 0.35, losses  # nats a token
+    assert 0 < losses[1] - losses[0] < 0.35, losses  # nats a token
 
 
 def test_smollm2_writes_and_exports(smollm2, tmp_path):
@@ -97,7 +97,9 @@ def test_lm_eval_judges_the_fused_smollm2(smollm2, tmp_path):
         subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
         newest = max((tmp_path / "results").rglob("results_*.json"), key=lambda path: path.stat().st_mtime)
         scores.append(json.loads(newest.read_text())["results"]["endings"]["acc,none"])
-    assert min(scores) > 0.6, scores  # a coin has 0.5
+    # Of 80 rows, a coin has 0.5 ± 0.056: two of these above it, and fusion may cost less than two. Found: 0.725, 0.725.
+    assert scores[0] > 0.61, scores
+    assert scores[1] > scores[0] - 0.1, scores
 
 
 @pytest.fixture(scope="module")
