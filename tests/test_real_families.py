@@ -97,7 +97,7 @@ def test_lm_eval_judges_the_fused_smollm2(smollm2, tmp_path):
         subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
         newest = max((tmp_path / "results").rglob("results_*.json"), key=lambda path: path.stat().st_mtime)
         scores.append(json.loads(newest.read_text())["results"]["endings"]["acc,none"])
-    # Of 80 rows, a coin has 0.5 ± 0.056: two of these above it, and fusion may cost less than two. Found: 0.725, 0.725.
+    # Of 80 rows, a coin has 0.5 ± 0.056: two of these above it, and fusion costs less than two. Found: 0.725 twice.
     assert scores[0] > 0.61, scores
     assert scores[1] > scores[0] - 0.1, scores
 
