@@ -18,6 +18,7 @@ from .options import (
     OUTPUT,
     RIVALS,
     RUN,
+    Column,
     Dataset,
     Device,
     Json,
@@ -41,6 +42,7 @@ def compare(
     texts: Texts = None,
     dataset: Dataset = None,
     split: Split = "train",
+    column: Column = None,
     width: Width = str(DEFAULTS.width),
     layers: Layers = str(DEFAULTS.layers),
     targets: Targets = DEFAULTS.targets,
@@ -86,7 +88,7 @@ def compare(
     check_methods(chosen)
     source = str(texts or dataset)
     console = Console(stderr=True, highlight=False)
-    lines = read_texts(texts or dataset or "", split=split)
+    lines = read_texts(texts or dataset or "", column=column, split=split)
     subject = load_subject(model, lines, data=source, head=head, samples=samples, seed=seed, device=device)
     out = out.expanduser()
     try:

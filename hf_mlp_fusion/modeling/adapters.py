@@ -55,7 +55,7 @@ def refuse_other_widths(model: PreTrainedModel, state_dict: Mapping[str, Tensor]
     Raises:
         BrokenCheckpointError: They belong to the unfused model, or to one that was fused to other widths.
     """
-    for ffn in find_ffns(model):
+    for ffn in {ffn.entry: ffn for ffn in find_ffns(model)}.values():  # one of a stack
         if not isinstance(owner := ffn.owner, FusedMLP):
             continue
         rows = ffn.spec.rows_per_unit("up")  # of a packed projection
