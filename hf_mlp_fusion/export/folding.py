@@ -13,7 +13,7 @@ from ..errors import FusionConfigError, UnsupportedModelError
 from ..fusion import check_whole
 from ..modeling.classes import FusedModelMixin
 from ..modeling.ffn import FFN
-from ..modeling.find import find_ffns
+from ..modeling.find import by_entry, find_ffns
 from ..modeling.modules import ClusterScaling
 from ..modeling.unit_scaling import UnitScaling
 from ..recipe import FusionSection
@@ -51,7 +51,7 @@ def fold(model: PreTrainedModel) -> None:
         folded_weights(ffn)  # raises before anything is changed
     for ffn in ffns:
         ffn.write(ffn.tensors(folded_weights(ffn)))
-    scalings = {entry: ffn.take_scaling() for entry, ffn in {ffn.entry: ffn for ffn in ffns}.items()}
+    scalings = {group[0].entry: group[0].take_scaling() for group in by_entry(ffns)}
     _set_form(model, scalings, "narrow")
     model.folded_scalings = scalings
 
@@ -78,8 +78,8 @@ def unfold(model: PreTrainedModel) -> None:
     for ffn in ffns:
         scaling = scalings[ffn.entry].to(ffn.read().down.device)
         ffn.write(ffn.tensors(_rescaled(ffn.read(), ffn.part_of(scaling), torch.div)))
-    for entry, ffn in {ffn.entry: ffn for ffn in ffns}.items():
-        ffn.put_scaling(scalings[entry])
+    for group in by_entry(ffns):
+        group[0].put_scaling(scalings[group[0].entry])
     _set_form(model, scalings, "fused")
     model.folded_scalings = None
 

@@ -30,8 +30,8 @@ class FFNSpec:
         function: transformers' name (`ACT2FN`) of the activation, where it is no module.
         width_field: Name of the config field that holds the width, dotted where it lies in a sub-config; where none is
             given, the family's.
-        field_value: What that field is for a width, where it is another number; takes the config (or sub-config) and
-            the width.
+        field_value: What that field is for a width, where it is another number; takes the values of the
+            config (or sub-config), the other widths in their place, and the width.
         padding: How tokens that are padding are told: `"mask"` (the attention mask has one number a token), `"cut"`
             (it has one for each of the raw inputs, so rows are cut to what is no padding, and run one by one) or
             `"none"` (there is no padding, as in images).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from .ffn import FFN
 from .packed import PackedFFN
 from .stacked import StackedFFN
 
-__all__ = ["LAYOUTS", "find_ffns"]
+__all__ = ["LAYOUTS", "by_entry", "find_ffns"]
 
 LAYOUTS: dict[str, type[FFN]] = {"split": FFN, "packed": PackedFFN, "stacked": StackedFFN}
 """Handles by the layout that a spec names (`hf_mlp_fusion.families.spec.FFNSpec`)."""
@@ -54,6 +54,18 @@ def find_ffns(model: PreTrainedModel) -> Iterator[FFN]:
                 continue
             number = groups.get("expert")
             yield LAYOUTS[spec.layout](name=name, expert=None if number is None else int(number), **parts)
+
+
+def by_entry(ffns: Iterable[FFN]) -> list[list[FFN]]:
+    """FFNs by their entries in the config section: each alone, and the experts of a stack together.
+
+    Args:
+        ffns: The FFNs.
+    """
+    groups: dict[str, list[FFN]] = {}
+    for ffn in ffns:
+        groups.setdefault(ffn.entry, []).append(ffn)
+    return list(groups.values())
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

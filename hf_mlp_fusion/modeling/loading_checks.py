@@ -15,7 +15,7 @@ from ..families import family_of
 from ..hub import check_stored_ffns, stored_tensors
 from ..recipe import FusionSection
 from ..tensors import check_cluster_sizes
-from .find import find_ffns
+from .find import by_entry, find_ffns
 from .forms import FORMS
 from .modules import ClusterScaling
 
@@ -37,7 +37,7 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
         BrokenCheckpointError: They did not.
     """
     section = FusionSection.from_dict(model.config.mlp_fusion)
-    ffns = list({ffn.entry: ffn for ffn in find_ffns(model) if ffn.entry in section.ffns}.values())  # one a stack
+    ffns = [group[0] for group in by_entry(find_ffns(model)) if group[0].entry in section.ffns]  # one of a stack
     parts = {name for ffn in ffns for name in ffn.parameter_names()}
     scalings = tuple(FORMS[section.ffns[ffn.entry].form].scaling_name(ffn) for ffn in ffns)
     missing = set(loading_info["missing_keys"])

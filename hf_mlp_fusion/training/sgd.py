@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from ..modeling.ffn import FFN
-from ..modeling.find import find_ffns
+from ..modeling.find import by_entry, find_ffns
 from ..tensors import FFNWeights
 
 __all__ = ["scale_gradients_for_sgd"]
@@ -51,11 +51,7 @@ def scale_gradients_for_sgd(model: PreTrainedModel) -> contextlib.ExitStack:
     """
     undo = contextlib.ExitStack()
     hooked = 0
-    entries: dict[str, list[FFN]] = {}
-    for ffn in find_ffns(model):
-        if ffn.is_fused:
-            entries.setdefault(ffn.entry, []).append(ffn)
-    for group in entries.values():
+    for group in by_entry(ffn for ffn in find_ffns(model) if ffn.is_fused):
         for name, parameter in group[0].host.named_parameters():
             if parameter.requires_grad and name in _divisors(group[0]):
                 hook = functools.partial(_divided, group, name)

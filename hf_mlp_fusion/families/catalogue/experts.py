@@ -114,7 +114,6 @@ FAMILIES = (
             ("dots1", "Dots1"),
             ("glm4_moe", "Glm4Moe"),
             ("glm4_moe_lite", "Glm4MoeLite"),
-            ("mistral4", "Mistral4"),
             ("solar_open", "SolarOpen"),
         )
     ),
