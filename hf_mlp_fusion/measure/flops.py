@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from ..data import Batch, evaluating, inputs_of, on_device
+from ..data import Batch, as_batches, evaluating, inputs_of, on_device
 from .step import training_step
 
 __all__ = ["flops"]
@@ -20,7 +20,7 @@ def flops(model: PreTrainedModel, batch: Batch, *, training: bool = False) -> in
         batch: What to run it on.
         training: Count a forward and a backward.
     """
-    batch = on_device(batch, model)
+    batch = on_device(next(as_batches(model, [batch])), model)
     with evaluating(model), torch.set_grad_enabled(training), FlopCounterMode(display=False) as counter:
         if training:
             training_step(model, batch)

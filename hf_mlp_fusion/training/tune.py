@@ -17,6 +17,7 @@ from ..data import (
     available_bytes,
     check_room,
     make_batches,
+    plain_context,
     row_bytes,
     row_count,
     split_texts,
@@ -46,6 +47,7 @@ class TuningResult:
     rows: int
 
 
+@plain_context()
 def tune_model(
     fused: Any,
     original: PreTrainedModel,
