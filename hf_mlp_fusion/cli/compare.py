@@ -18,6 +18,7 @@ from .options import (
     OUTPUT,
     RIVALS,
     RUN,
+    Column,
     Dataset,
     Device,
     Json,
@@ -41,6 +42,7 @@ def compare(
     texts: Texts = None,
     dataset: Dataset = None,
     split: Split = "train",
+    column: Column = None,
     width: Width = str(DEFAULTS.width),
     layers: Layers = str(DEFAULTS.layers),
     targets: Targets = DEFAULTS.targets,
@@ -79,16 +81,17 @@ def compare(
 
     from transformers.utils import logging as transformers_logging
 
-    from ..comparison import check_methods, load_subject, print_table, write_report
+    from ..comparison import check_comparison_folder, check_methods, load_subject, print_table, write_report
     from ..comparison import compare as run
     from ..data import read_texts
 
     check_methods(chosen)
+    out = out.expanduser()
+    check_comparison_folder(out)
     source = str(texts or dataset)
     console = Console(stderr=True, highlight=False)
-    lines = read_texts(texts or dataset or "", split=split)
+    lines = read_texts(texts or dataset or "", column=column, split=split)
     subject = load_subject(model, lines, data=source, head=head, samples=samples, seed=seed, device=device)
-    out = out.expanduser()
     try:
         with transformers_logging.tqdm(total=len(chosen) + 1, desc="Comparing", unit="model") as progress:
             for row in run(subject, config, chosen, out):

@@ -22,6 +22,7 @@ __all__ = [
     "WHAT",
     "BaseModel",
     "BatchSize",
+    "Column",
     "Dataset",
     "Device",
     "Dtype",
@@ -86,6 +87,14 @@ Texts = Annotated[
 Dataset = Annotated[
     str | None,
     typer.Option(help="Data set instead: a name, its configuration behind a colon.", rich_help_panel=TEXTS),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of texts.",
+        show_default="the first of text, sentence, sentence1, content",
+        rich_help_panel=TEXTS,
+    ),
 ]
 Split = Annotated[str, typer.Option(help="Split of the data set.", rich_help_panel=TEXTS)]
 

@@ -15,6 +15,7 @@ from .options import (
     HOW,
     TRAINING,
     BatchSize,
+    Column,
     Dataset,
     Device,
     FusedModel,
@@ -44,6 +45,7 @@ def tune(
     texts: Texts = None,
     dataset: Dataset = None,
     split: Split = "train",
+    column: Column = None,
     target: Annotated[
         str,
         typer.Option(help="What is to be as in the original: hidden_states or ffn_outputs.", rich_help_panel=HOW),
@@ -61,7 +63,7 @@ def tune(
 ) -> None:
     """Tune the fused FFNs of MODEL on the original, layer by layer, and save the result in OUT.
 
-    A tenth of the texts is held out, to measure on. Labels are not needed.
+    A tenth of the texts is held out, to measure on (more where they are few). Labels are not needed.
     """
     check_device(device)
     if (texts is None) == (dataset is None):
@@ -77,7 +79,7 @@ def tune(
 
     if target not in TARGETS:
         raise FusionConfigError(f"target must be one of {', '.join(map(repr, TARGETS))}, not {target!r}")
-    lines = read_texts(texts or dataset or "", split=split)
+    lines = read_texts(texts or dataset or "", column=column, split=split)
     tokenizer = load_tokenizer(fused)
     check_side_files(fused)
     model: Any = load_fused_model(fused, device=device)

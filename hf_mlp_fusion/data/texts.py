@@ -58,7 +58,7 @@ def read_texts(source: str | Path, *, column: str | None = None, split: str = "t
     path = Path(source)
     if path.is_file() and path.suffix not in _BUILDERS:
         try:
-            lines: Iterable[object] = path.read_text(encoding="utf-8").splitlines()
+            lines: Iterable[object] = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text: convert it, or give a parquet, csv or json file") from error
     else:
@@ -74,12 +74,17 @@ def _column(source: str | Path, path: Path, column: str | None, split: str) -> S
 
     with tempfile.TemporaryDirectory() as cache:
         if path.is_file():
+            if not path.stat().st_size:
+                raise DataError(f"{source} holds no text")
             try:
                 builder = _BUILDERS[path.suffix]
                 table: Any = load_dataset(builder, data_files=str(path), split="train", cache_dir=cache)
-            except Exception as error:  # `datasets` raises a dozen kinds
-                fault = str(error).splitlines()[0]
-                raise DataError(f"no texts could be read from {source}: {fault:.200}") from error
+            except Exception as error:  # `datasets` raises a dozen kinds, what it met behind them
+                cause: BaseException = error
+                while cause.__cause__ is not None:
+                    cause = cause.__cause__
+                fault = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+                raise DataError(f"{source} is no {path.suffix[1:]} that can be read: {fault:.200}") from error
         elif path.is_dir():
             raise DataError(f"{source} is a folder: give a file of texts in it")
         elif isinstance(source, Path) or path.is_absolute():
@@ -103,7 +108,7 @@ def text_column(names: Sequence[str], wanted: str | None = None, source: object 
     column = wanted or next((name for name in _COLUMNS if name in names), None)
     if column is None or column not in names:
         missing = f"column {column!r}" if column else "column of texts"
-        raise DataError(f"{source} has no {missing}; name one of its columns: {', '.join(names)}")
+        raise DataError(f"{source} has no {missing}; name one of its columns (--column, column=): {', '.join(names)}")
     return column
 
 

@@ -53,7 +53,5 @@ def test_calibrated_and_reloaded(name, head, tmp_path):
         with pytest.raises(DataError, match=r"is a text, and .* takes none: give batches|does not run on"):
             fuse_model(model, FusionConfig(width=width), calibration=tiny_texts(), tokenizer=tiny_tokenizer("bert"))
         return
-    texts = fuse_model(
-        model, FusionConfig(width=width), calibration=tiny_texts(40), tokenizer=tiny_tokenizer("switch_transformers")
-    )
+    texts = fuse_model(model, FusionConfig(width=width), calibration=tiny_texts(40), tokenizer=tiny_tokenizer("bert"))
     assert any(ffn.method == "obs+output" and ffn.tokens for ffn in texts.fusion_report.ffns)

@@ -220,7 +220,7 @@ REFUSED = {
     "one number": (3, "calibration is int: give texts"),
     "blanks": (["", "  "], "calibration is empty"),
     "an empty batch": ([{"input_ids": IDS[:0]}], r"input_ids is \[0, 12\]"),
-    "a table without texts": (FRAME[["number"]], "has no column of texts; name one of its columns: number"),
+    "a table without texts": (FRAME[["number"]], "has no column of texts; name one of its columns .*: number"),
 }
 
 
