@@ -117,7 +117,11 @@ def inputs_of_any(model: PreTrainedModel, batch: int = 3, length: int = 9, seed:
         inputs["pixel_values"] = torch.randn(batch, 3, size, size, generator=generator)
     if main == "input_ids" or two:
         inputs["input_ids"] = ids
-    if config.is_encoder_decoder:
+    if "MultipleChoice" in type(model).__name__:
+        inputs = {name: tensor[:, None] for name, tensor in inputs.items()}
+    if config.is_encoder_decoder and "SequenceClassification" in type(model).__name__:
+        ids[:, 4] = config.eos_token_id  # such a head makes its decoder's inputs, and reads where the text ends
+    elif config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :5].contiguous()
     return inputs
 

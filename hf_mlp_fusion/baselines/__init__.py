@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..data import plain_context
 from ..errors import FusionConfigError
 from ..fusion import SAMPLED, check_reducible, fuse_model, reduce_ffns
 from ..recipe import FusionConfig, check_recipe
@@ -77,6 +78,7 @@ METHODS: dict[str, Reduce] = {
 are the paper's rivals."""
 
 
+@plain_context()
 def reduce_model(model: PreTrainedModel, config: FusionConfig, method: str = "fusion", calibration: Any = None) -> Any:
     """Makes a model smaller by fusion or by one of its rivals, all at once and without fine-tuning.
 

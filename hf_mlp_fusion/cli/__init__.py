@@ -27,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+_INTERRUPTED = 130  # the exit code, as shells have it
 _MAKE, _LOOK, _SHARE = "Make", "Look and measure", "Share"
 for verb, panel in (
     (demo.demo, _MAKE),
@@ -84,6 +85,7 @@ def main() -> None:
             raise
         console.print("[red]error:[/] memory has run out; nothing was left half-written")
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("stopped; nothing was left half-written")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer makes it of Ctrl-C
+            console.print("stopped; nothing was left half-written")
+        raise

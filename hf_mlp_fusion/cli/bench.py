@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from ..errors import DataError, FusionConfigError
+from ..files import check_writable
 from ..recipe import FusionConfig
 from .cost import cost
 from .options import (
@@ -226,6 +227,7 @@ def _run(
     template = Job(bench, model, data, "", "", 0, grid, recipe, settings, options.limit, command)
     every = [*parse_names(options.methods), *(RIVAL + name for name in options.rival or ())]
     out = options.out
+    check_writable(out)
     done = {line.key for line in read_lines(out)}
     jobs = jobs_for(template, parse_names(tasks), every, options.seeds, done)
     total = len(parse_names(tasks)) * len(every) * options.seeds * len(grid)

@@ -81,16 +81,17 @@ def compare(
 
     from transformers.utils import logging as transformers_logging
 
-    from ..comparison import check_methods, load_subject, print_table, write_report
+    from ..comparison import check_comparison_folder, check_methods, load_subject, print_table, write_report
     from ..comparison import compare as run
     from ..data import read_texts
 
     check_methods(chosen)
+    out = out.expanduser()
+    check_comparison_folder(out)
     source = str(texts or dataset)
     console = Console(stderr=True, highlight=False)
     lines = read_texts(texts or dataset or "", column=column, split=split)
     subject = load_subject(model, lines, data=source, head=head, samples=samples, seed=seed, device=device)
-    out = out.expanduser()
     try:
         with transformers_logging.tqdm(total=len(chosen) + 1, desc="Comparing", unit="model") as progress:
             for row in run(subject, config, chosen, out):

@@ -104,7 +104,8 @@ def fuse(
     from ..hub import check_folder, check_side_files
     from ..modeling.loading import load_stock_model
 
-    calibration = SAMPLED if sampled else read_texts(texts or dataset or "", column=column, split=split) if given else None
+    source = texts or dataset
+    calibration = SAMPLED if sampled else read_texts(source, column=column, split=split) if source else None
     stock = load_stock_model(model, dtype=dtype, device=device)
     check_side_files(model)
     check_smaller(stock, config)

@@ -25,11 +25,14 @@ def report(
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name the --out folder of `hf-mlp-fusion compare`")
 
-    from ..comparison import print_table, write_report
+    from ..comparison import describe, not_shown, print_table, read_rows, write_report
 
     rows = write_report(folder)
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in (*describe(rows[0]), *not_shown(read_rows(folder))):
+        notes.print(line, markup=False)
     if as_json:
         typer.echo(json.dumps([row.to_dict() for row in rows], indent=2))
         return
     print_table(rows, Console(highlight=False))
-    Console(stderr=True, highlight=False).print(f"Table, pictures and page: {folder / 'index.html'}", markup=False)
+    notes.print(f"Table, pictures and page: {folder / 'index.html'}", markup=False)

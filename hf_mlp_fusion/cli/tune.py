@@ -63,7 +63,7 @@ def tune(
 ) -> None:
     """Tune the fused FFNs of MODEL on the original, layer by layer, and save the result in OUT.
 
-    A tenth of the texts is held out, to measure on. Labels are not needed.
+    A tenth of the texts is held out, to measure on (more where they are few). Labels are not needed.
     """
     check_device(device)
     if (texts is None) == (dataset is None):

@@ -6,16 +6,19 @@ May import `baselines`, `measure`, `fusion` and what is below.
 from .compare import Subject, check_methods, compare, load_subject
 from .results import read_rows
 from .row import Row
-from .table import markdown_table, print_table
-from .write import write_report
+from .table import describe, markdown_table, not_shown, print_table
+from .write import check_comparison_folder, write_report
 
 __all__ = [
     "Row",
     "Subject",
+    "check_comparison_folder",
     "check_methods",
     "compare",
+    "describe",
     "load_subject",
     "markdown_table",
+    "not_shown",
     "print_table",
     "read_rows",
     "write_report",

@@ -12,7 +12,7 @@ from rich.table import Table
 from ..errors import DataError
 from .row import Costs, Row
 
-__all__ = ["columns", "describe", "latest_comparison", "markdown_table", "print_table", "title"]
+__all__ = ["columns", "describe", "latest_comparison", "markdown_table", "not_shown", "print_table", "title"]
 
 _QUALITY = ("output error", "hidden state", "NTK error", "NTK cosine", "NTK size", "loss", "perplexity")
 _COSTS = ("parameters", "seconds", "forward, ms", "forward, faster", "step, ms", "step, faster")
@@ -51,6 +51,16 @@ def latest_comparison(rows: Sequence[Row]) -> list[Row]:
     if not rows:
         raise DataError("there is no finished row; run `hf-mlp-fusion compare` first")
     return [row for row in rows if row.comparison == rows[-1].comparison]
+
+
+def not_shown(rows: Sequence[Row]) -> list[str]:
+    """Names the other comparisons of a folder, whose rows `latest_comparison` leaves out, a line each.
+
+    Args:
+        rows: All rows of the folder.
+    """
+    others = {row.comparison: row for row in rows if row.comparison != rows[-1].comparison}
+    return [f"Not shown, another comparison: {'; '.join(describe(row)[:3])}" for row in others.values()]
 
 
 def columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
@@ -114,10 +124,15 @@ def describe(row: Row) -> list[str]:
     ]
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The table as Markdown, with what it is about above and what was refused below."""
+def markdown_table(rows: Sequence[Row], others: Sequence[str] = ()) -> str:
+    """The table as Markdown, with what it is about above and what was refused below.
+
+    Args:
+        rows: The rows.
+        others: Lines on what is not in it.
+    """
     shown = columns(rows)
-    lines = [f"- {line}" for line in describe(rows[0])]
+    lines = [f"- {line}" for line in (*describe(rows[0]), *others)]
     lines += ["", f"| method | {' | '.join(shown)} |", f"| --- |{' ---: |' * len(shown)}"]
     for row in rows:
         if row.refused is None:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..files import write_text
+from ..errors import FusionConfigError
+from ..files import check_writable, write_text
 from .pictures import draw_clusters, draw_costs, draw_errors, draw_kernels, save
-from .results import read_kernel, read_rows
+from .results import RESULTS_NAME, read_kernel, read_rows
 from .row import Row
-from .table import columns, describe, latest_comparison, markdown_table, title
+from .table import columns, describe, latest_comparison, markdown_table, not_shown, title
 
-__all__ = ["PAGE_NAME", "write_report"]
+__all__ = ["PAGE_NAME", "check_comparison_folder", "write_report"]
 
 PAGE_NAME = "index.html"
 _FEW_KERNELS = (
@@ -40,17 +41,34 @@ def write_report(folder: Path, command: str | None = None) -> list[Row]:
     Raises:
         DataError: The folder has no finished row.
     """
-    rows = latest_comparison(read_rows(folder))
+    every = read_rows(folder)
+    rows, others = latest_comparison(every), not_shown(every)
     command_file = folder / "command.txt"
     if command is not None:
         write_text(command_file, command + "\n")
     shown = command_file.read_text(encoding="utf-8").strip() if command_file.is_file() else ""
     heading = f"```\n{shown}\n```\n\n" if shown else ""
-    write_text(folder / "comparison.md", heading + markdown_table(rows))
+    write_text(folder / "comparison.md", heading + markdown_table(rows, others))
     write_text(folder / "comparison.json", json.dumps([row.to_dict() for row in rows], indent=2) + "\n")
     pictures = _draw(folder, rows)
-    write_text(folder / PAGE_NAME, _page(rows, shown, pictures))
+    write_text(folder / PAGE_NAME, _page(rows, shown, pictures, others))
     return rows
+
+
+def check_comparison_folder(folder: Path) -> None:
+    """Refuses, before any work is done, a folder that holds something else than a comparison.
+
+    Args:
+        folder: The folder to write to; it need not be there.
+
+    Raises:
+        FusionConfigError: It is one, or cannot be written.
+    """
+    if folder.is_file():
+        raise FusionConfigError(f"{folder} is a file; name a folder")
+    check_writable(folder / RESULTS_NAME)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RESULTS_NAME).is_file():
+        raise FusionConfigError(f"{folder} is not empty, and holds no comparison: name another folder with --out")
 
 
 def _draw(folder: Path, rows: list[Row]) -> list[tuple[str, Path]]:
@@ -82,7 +100,7 @@ def _draw(folder: Path, rows: list[Row]) -> list[tuple[str, Path]]:
     return written
 
 
-def _page(rows: list[Row], command: str, pictures: list[tuple[str, Path]]) -> str:
+def _page(rows: list[Row], command: str, pictures: list[tuple[str, Path]], others: list[str]) -> str:
     """One HTML page with everything in it: no script, no font, no address outside."""
     environment = Environment(
         loader=PackageLoader("hf_mlp_fusion.comparison", "."),
@@ -94,7 +112,7 @@ def _page(rows: list[Row], command: str, pictures: list[tuple[str, Path]]) -> st
     shown = columns(rows)
     return environment.get_template("page.html.jinja").render(
         heading=rows[0].about["model"],
-        about=describe(rows[0]),
+        about=[*describe(rows[0]), *others],
         command=command,
         headers=list(shown),
         rows=[(title(row.method), [get(row) for get in shown.values()]) for row in rows if row.refused is None],

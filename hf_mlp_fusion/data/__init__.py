@@ -5,6 +5,7 @@ May import `modeling`, `hub`, `files` and `errors`.
 
 from ..files import available_bytes, check_room, readable_bytes, spare_bytes
 from .carried import save_carrying
+from .context import plain_context, run_on
 from .footprint import (
     LOGIT_BYTES,
     fitting_pieces,
@@ -14,23 +15,23 @@ from .footprint import (
     row_bytes,
     token_count,
 )
+from .given import as_batches, given_items, with_decoder_inputs
 from .hub_datasets import load_hub_dataset
 from .objectives import LANGUAGE_OBJECTIVES, longest_row, make_batches, objective_of
+from .padding import counted_tokens, cut_padding, first_tokens, single_rows, token_mask, unpadded
 from .progress import Progress, progress_over
 from .running import (
-    counted_tokens,
-    cut_padding,
     evaluating,
     few_logits,
     final_hidden_state,
+    float_outputs,
     in_pieces,
     inputs_of,
+    logits_of,
     on_device,
     router_logits,
     row_count,
-    single_rows,
-    token_mask,
-    unpadded,
+    rows_of,
 )
 from .sampling import sample_batches
 from .texts import (
@@ -49,6 +50,7 @@ __all__ = [
     "LOGIT_BYTES",
     "Batch",
     "Progress",
+    "as_batches",
     "available_bytes",
     "check_room",
     "counted_tokens",
@@ -56,12 +58,16 @@ __all__ = [
     "evaluating",
     "few_logits",
     "final_hidden_state",
+    "first_tokens",
     "fitting_pieces",
+    "float_outputs",
     "forward_work",
+    "given_items",
     "in_pieces",
     "inputs_of",
     "load_hub_dataset",
     "load_tokenizer",
+    "logits_of",
     "longest_input",
     "longest_row",
     "make_batches",
@@ -70,12 +76,15 @@ __all__ = [
     "on_device",
     "pad_batch",
     "padded_batches",
+    "plain_context",
     "progress_over",
     "read_texts",
     "readable_bytes",
     "router_logits",
     "row_bytes",
     "row_count",
+    "rows_of",
+    "run_on",
     "sample_batches",
     "save_carrying",
     "single_rows",
@@ -86,4 +95,5 @@ __all__ = [
     "token_mask",
     "tokenizer_of",
     "unpadded",
+    "with_decoder_inputs",
 ]

@@ -27,9 +27,15 @@ _RAW = 256  # numbers that make a token: a ViT's patch has 768, a frame of Wav2V
 
 def longest_input(batch: Batch) -> int:
     """Tokens of a batch's rows; of the longer side, in an encoder-decoder. Of images and sound, about how many."""
-    texts = [tensor.shape[-1] for name, tensor in batch.items() if name.endswith("input_ids")]
-    others = [tensor[0].numel() // _RAW for tensor in batch.values() if tensor.is_floating_point()]
-    return max(1, *texts, *others)
+    sizes = [1]
+    for name, tensor in batch.items():
+        if name.endswith("input_ids"):
+            sizes.append(tensor[0].numel())  # of all choices, where a row has several
+        elif name.endswith("inputs_embeds"):
+            sizes.append(tensor[0, ..., 0].numel())
+        elif tensor.is_floating_point() and tensor.dim() > 1 and not name.endswith("mask"):
+            sizes.append(tensor[0].numel() // _RAW)
+    return max(sizes)
 
 
 def token_count(batches: Iterable[Batch]) -> int:

@@ -40,6 +40,8 @@ def objective_of(model: PreTrainedModel) -> str:
         return "masked"
     if among(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         return "causal"
+    if among(modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES):
+        return "choices"
     return "none"
 
 
@@ -89,14 +91,16 @@ def longest_row(model: PreTrainedModel, wanted: int) -> int:
     """
     config = model.config.get_text_config()
     limit = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None)
-    if not limit:
-        return wanted
-    # RoBERTa and its like count positions from behind the padding token's id on, and mark that row of their table.
     tables = [
         module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and "position" in name and module.num_embeddings == limit
+        if isinstance(module, nn.Embedding) and "position" in name and limit in (None, module.num_embeddings)
     ]
+    if not limit:
+        limit = min((table.num_embeddings for table in tables), default=None)
+    if not limit:
+        return wanted
+    # RoBERTa and its like count positions from behind the padding token's id on, and mark that row of their table.
     unused = max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
     return min(wanted, int(limit) - unused)
 
@@ -108,10 +112,16 @@ Rows = Sequence[tuple[int, list[int]]]
 def _none(model: PreTrainedModel, tokenizer: Any, rows: Rows, seed: int) -> Batch:
     ids, mask = pad_batch([row for _, row in rows], _padding(tokenizer))
     batch = {"input_ids": ids, "attention_mask": mask}
-    if model.config.is_encoder_decoder and "EncoderModel" not in type(model).__name__:
+    # A head without language makes its decoder's inputs itself.
+    if model.config.is_encoder_decoder and model.base_model is model and "EncoderModel" not in type(model).__name__:
         start, alone = pad_batch([[model.config.decoder_start_token_id]] * len(rows), 0)
         batch |= {"decoder_input_ids": start, "decoder_attention_mask": alone}
     return batch
+
+
+def _choices(model: PreTrainedModel, tokenizer: Any, rows: Rows, seed: int) -> Batch:
+    """Each text is the one choice of its row, `[batch, 1, tokens]`."""
+    return {name: tensor[:, None] for name, tensor in _none(model, tokenizer, rows, seed).items()}
 
 
 def _causal(model: PreTrainedModel, tokenizer: Any, rows: Rows, seed: int) -> Batch:
@@ -188,6 +198,7 @@ def _padding(tokenizer: Any) -> int:
 
 OBJECTIVES: dict[str, Callable[[PreTrainedModel, Any, Rows, int], Batch]] = {
     "none": _none,
+    "choices": _choices,
     "causal": _causal,
     "masked": _masked,
     "spans": _spans,

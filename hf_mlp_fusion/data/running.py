@@ -1,9 +1,9 @@
-"""How a batch is run through a model: in eval mode, on its own device, and with padding told apart."""
+"""How a batch is run through a model: in eval mode, on its own device, whatever the model's head takes and returns."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,23 +11,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import DataError
-from ..modeling.ffn import FFN
 from .texts import Batch
 
 __all__ = [
-    "counted_tokens",
-    "cut_padding",
     "evaluating",
     "few_logits",
     "final_hidden_state",
+    "float_outputs",
     "in_pieces",
     "inputs_of",
+    "logits_of",
     "on_device",
     "router_logits",
     "row_count",
-    "single_rows",
-    "token_mask",
-    "unpadded",
+    "rows_of",
 ]
 
 
@@ -47,12 +44,15 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 def row_count(batch: Batch) -> int:
     """Rows of a batch, whatever its inputs are called."""
-    return len(batch["input_ids"] if "input_ids" in batch else next(iter(batch.values())))
+    return len(
+        batch["input_ids"] if "input_ids" in batch else next(tensor for tensor in batch.values() if tensor.dim())
+    )
 
 
 def inputs_of(batch: Batch) -> Batch:
-    """The arguments of a forward: a batch without its labels."""
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+    """The arguments of a forward: a batch without what it is to answer (`transformers.utils.find_labels`)."""
+    answers = ("start_positions", "end_positions")
+    return {name: tensor for name, tensor in batch.items() if "label" not in name and name not in answers}
 
 
 def on_device(batch: Batch, model: PreTrainedModel) -> Batch:
@@ -63,13 +63,54 @@ def on_device(batch: Batch, model: PreTrainedModel) -> Batch:
 def final_hidden_state(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Runs a model up to its last hidden state (the decoder's, in an encoder-decoder), `[batch, tokens, d]`.
 
-    A model of texts and images has none; there it is the two embeddings, `[batch, 1, d of both]`.
+    A model of texts and images has none; there it is the two embeddings, `[batch, 1, d of both]`. Where a head takes
+    several choices a row, each of them is a row.
     """
-    outputs = model.base_model(**inputs_of(batch), output_hidden_states=True)
+    inputs = inputs_of(batch)
+    ids = inputs.get("input_ids")
+    if ids is not None and ids.dim() == 3:  # as the stock heads for multiple choice do it
+        inputs = {
+            name: tensor.flatten(0, 1) if tensor.shape == ids.shape else tensor for name, tensor in inputs.items()
+        }
+    outputs = model.base_model(**inputs, output_hidden_states=True)
     states = getattr(outputs, "decoder_hidden_states", None) or getattr(outputs, "hidden_states", None)
-    if states is None:
+    if states is not None:
+        last: Tensor = states[-1]
+        return last
+    if getattr(outputs, "text_embeds", None) is not None:
         return torch.cat([outputs.text_embeds, outputs.image_embeds], dim=-1)[:, None]
-    return states[-1]
+    return logits_of(outputs)  # an own class returns what it likes, its states first
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits that a model returned: by name, or the first floats there are (own classes, tuples).
+
+    Args:
+        outputs: What its forward returned.
+
+    Raises:
+        DataError: There are none.
+    """
+    logits = getattr(outputs, "logits", None)
+    found = (
+        logits if logits is not None else next((tensor for _, tensor in float_outputs(outputs) if tensor.dim()), None)
+    )
+    if found is None:
+        raise DataError(f"the model returned no logits, but {type(outputs).__name__}")
+    return found
+
+
+def float_outputs(outputs: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors of floats that a model returned, by name (`""` where they have none).
+
+    Args:
+        outputs: What its forward returned: a `ModelOutput`, a mapping, a tuple, or a tensor.
+    """
+    if isinstance(outputs, Mapping):
+        items: Iterable[tuple[str, Any]] = outputs.items()
+    else:
+        items = (("", item) for item in (outputs if isinstance(outputs, tuple | list) else [outputs]))
+    yield from ((name, item) for name, item in items if isinstance(item, Tensor) and item.is_floating_point())
 
 
 @contextlib.contextmanager
@@ -100,41 +141,6 @@ def few_logits(model: PreTrainedModel, tokens: int = 1) -> Iterator[list[Tensor]
         yield seen
     finally:
         hook.remove()
-
-
-def token_mask(batch: Batch, *, decoder: bool) -> Tensor | None:
-    """Which tokens are no padding, `[batch, tokens]` bool, or None where all are.
-
-    Args:
-        batch: The batch.
-        decoder: The decoder's tokens of an encoder-decoder.
-    """
-    mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
-    return None if mask is None else mask.bool()
-
-
-def counted_tokens(ffn: FFN, batch: Batch, tensor: Tensor) -> Tensor | None:
-    """Which tokens of what passes through an FFN are no padding, `[batch, tokens]` bool; None where all are.
-
-    Args:
-        ffn: The FFN.
-        batch: The batch that is running.
-        tensor: What passes, `[batch, tokens, d]`, or `[tokens, d]` where padding was cut off before.
-    """
-    if ffn.spec.padding != "mask" or tensor.dim() != 3:
-        return None
-    return token_mask(batch, decoder=ffn.stack == "decoder")
-
-
-def cut_padding(ffns: Iterable[FFN], batches: Iterable[Batch]) -> Iterable[Batch]:
-    """Batches without padding, row by row, where FFNs cannot tell it: experts, and models of raw sound.
-
-    Args:
-        ffns: The FFNs that batches are run for.
-        batches: The batches.
-    """
-    alone = any(ffn.expert is not None or ffn.spec.padding == "cut" for ffn in ffns)
-    return unpadded(batches) if alone else batches
 
 
 def router_logits(outputs: Any) -> Iterator[tuple[bool, Tensor]]:
@@ -168,34 +174,12 @@ def in_pieces(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
     for batch in batches:
         count = row_count(batch)
         for start in range(0, count, rows):
-            yield {
-                # What all rows share (positions, say) stays whole.
-                name: tensor[start : start + rows] if tensor.dim() and len(tensor) == count else tensor
-                for name, tensor in batch.items()
-            }
+            yield rows_of(batch, start, start + rows)
 
 
-def single_rows(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yields the rows of batches one by one, without padding."""
-    return unpadded(in_pieces(batches, 1))
-
-
-def unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yields batches without padding as they are, and the rows of others one by one, without their padding.
-
-    Experts see tokens of all rows in one heap, where padding cannot be told from text.
-    """
-    for batch in batches:
-        if all((mask := token_mask(batch, decoder=decoder)) is None or mask.all() for decoder in (False, True)):
-            yield batch
-            continue
-        for row in in_pieces([batch], 1):
-            for decoder in (False, True):
-                mask = token_mask(row, decoder=decoder)
-                if mask is None:
-                    continue
-                for name, tensor in row.items():
-                    of_decoder = name.startswith("decoder_") or (name == "labels" and "decoder_input_ids" in row)
-                    if of_decoder == decoder and tensor.shape[:2] == mask.shape:  # and no image beside a text
-                        row[name] = tensor[mask][None]
-            yield row
+def rows_of(batch: Batch, start: int, stop: int) -> Batch:
+    """Some rows of a batch. What all rows share (positions, say) stays whole."""
+    count = row_count(batch)
+    return {
+        name: tensor[start:stop] if tensor.dim() and len(tensor) == count else tensor for name, tensor in batch.items()
+    }

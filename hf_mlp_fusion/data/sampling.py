@@ -10,7 +10,7 @@ from ..errors import DataError
 from .footprint import fitting_pieces
 from .objectives import longest_row, objective_of
 from .progress import Progress
-from .running import evaluating
+from .running import evaluating, logits_of
 from .texts import Batch
 
 __all__ = ["sample_batches"]
@@ -91,7 +91,7 @@ def _fill(model: PreTrainedModel, count: int, length: int) -> Tensor:
     for left in range(_ROUNDS, 0, -1):
         masked = ids == mask
         pieces = fitting_pieces(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], logits=True)
-        drawn = torch.cat([_draw(model(**piece).logits.float(), special) for piece in pieces])
+        drawn = torch.cat([_draw(logits_of(model(**piece)).float(), special) for piece in pieces])
         filled = masked & (torch.rand(ids.shape, device=ids.device) < 1 / left)
         ids = torch.where(filled, drawn, ids)
     return ids

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..data import plain_context
 from ..errors import FusionConfigError, UnsupportedModelError
 from ..fusion import check_whole
 from ..modeling.classes import FusedModelMixin
@@ -23,6 +24,7 @@ __all__ = ["fold", "folded_weights", "unfold"]
 
 
 @torch.no_grad()
+@plain_context()
 def fold(model: PreTrainedModel) -> None:
     """Multiplies P and the scales of the NTK calibration into the weights of a fused model, in place.
 
@@ -57,6 +59,7 @@ def fold(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
+@plain_context()
 def unfold(model: PreTrainedModel) -> None:
     """Divides out again what `fold` has multiplied in, in place: the inverse of `fold`.
 

@@ -12,7 +12,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from .. import __version__
-from ..data import save_carrying
+from ..data import plain_context, save_carrying
 from ..errors import UnsupportedModelError
 from ..families import family_of
 from ..files import check_output_folder, output_folder, write_text
@@ -73,6 +73,7 @@ class ExportReport:
         return json.dumps(asdict(self) | {"width": self.width}, indent=2) + "\n"
 
 
+@plain_context()
 def export_plain(
     model: PreTrainedModel | str | Path,
     out: str | Path,
@@ -138,6 +139,7 @@ def export_plain(
 
 
 @torch.no_grad()
+@plain_context()
 def plain_model(
     model: PreTrainedModel, *, pad: bool = False, dtype: torch.dtype | None = None
 ) -> tuple[Any, ExportReport]:

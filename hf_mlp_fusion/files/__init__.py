@@ -3,7 +3,7 @@
 May import `errors`. Nothing here knows of models.
 """
 
-from .atomic import check_output_folder, output_folder, write_bytes, write_text
+from .atomic import check_output_folder, check_writable, output_folder, write_bytes, write_text
 from .budget import available_bytes, check_room, readable_bytes, spare_bytes
 from .json_files import read_object
 from .json_lines import append_json, read_json
@@ -17,6 +17,7 @@ __all__ = [
     "check_output_folder",
     "check_readable",
     "check_room",
+    "check_writable",
     "files_like",
     "is_repo_id",
     "locate_file",

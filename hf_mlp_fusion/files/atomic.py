@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from ..errors import FusionConfigError, FusionError
 
-__all__ = ["check_output_folder", "output_folder", "write_bytes", "write_text"]
+__all__ = ["check_output_folder", "check_writable", "output_folder", "write_bytes", "write_text"]
+
+_LOCK = ".lock"  # behind the name of a folder that is being written
 
 
 @contextlib.contextmanager
@@ -33,8 +38,11 @@ def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     out = Path(out).expanduser().absolute()
     check_output_folder(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
+    _clear(out)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    lock = FileLock(f"{temporary}{_LOCK}")
     try:
+        lock.acquire()
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         if out.exists():
@@ -50,6 +58,21 @@ def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         raise OSError(f"{out} could not be written, and nothing was left behind: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _clear(out: Path) -> None:
+    """Clears away what a run that was killed has left of a folder: nobody holds its lock any more."""
+    for path in out.parent.glob(f".{glob.escape(out.name)}.*{_LOCK}"):
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:  # that run is at work
+            continue
+        shutil.rmtree(str(path).removesuffix(_LOCK), ignore_errors=True)
+        lock.release()
+        path.unlink(missing_ok=True)
 
 
 def check_output_folder(out: Path, *, overwrite: bool, source: str | Path | None = None) -> None:
@@ -64,12 +87,34 @@ def check_output_folder(out: Path, *, overwrite: bool, source: str | Path | None
         raise FusionConfigError(f"{out} is or holds the model itself; name another folder")
     if out.is_file():
         raise FusionConfigError(f"{out} is a file; name a folder")
+    check_writable(out)
     if not out.exists() or not any(out.iterdir()):
         return
     if not overwrite:
         raise FusionConfigError(f"{out} is not empty; name another folder, or add --overwrite")
     if not (out / "config.json").is_file():
         raise FusionConfigError(f"{out} is not a model folder (no config.json), so it will not be overwritten")
+
+
+def check_writable(out: Path) -> None:
+    """Checks that something may be written at a place, before the work that it will hold.
+
+    Args:
+        out: A file or folder, which need not be there.
+
+    Raises:
+        FusionConfigError: It may not.
+    """
+    place = out.expanduser().absolute().parent
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=place):
+            pass
+    except OSError as error:
+        raise FusionConfigError(
+            f"{out} cannot be written ({error.strerror}): name another place, or give yourself permission"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

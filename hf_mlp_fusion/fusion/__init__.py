@@ -3,7 +3,7 @@
 May import `measure`, `data`, `modeling` and what is below.
 """
 
-from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows, with_decoder_inputs
+from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows
 from .driver import LayerReducer, Method, ReducedFFN, check_reducible, check_whole, reduce_ffns
 from .fuse import fuse_model
 from .kernel_size import calibrate_ntk
@@ -24,5 +24,4 @@ __all__ = [
     "fuse_model",
     "plan_fusion",
     "reduce_ffns",
-    "with_decoder_inputs",
 ]

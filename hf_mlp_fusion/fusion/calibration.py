@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,21 @@ from ..data import (
     counted_tokens,
     cut_padding,
     evaluating,
+    first_tokens,
     fitting_pieces,
     forward_work,
+    given_items,
     inputs_of,
     make_batches,
     objective_of,
     on_device,
     read_texts,
     row_count,
+    rows_of,
+    run_on,
     sample_batches,
     single_rows,
-    text_column,
+    token_mask,
     tokenizer_of,
 )
 from ..errors import DataError
@@ -45,9 +50,9 @@ __all__ = [
     "calibration_batches",
     "collect_moments",
     "first_rows",
+    "hold_out",
     "kernel_rows",
     "moments_work",
-    "with_decoder_inputs",
 ]
 
 SAMPLES = 512
@@ -55,6 +60,12 @@ SAMPLES = 512
 
 SAMPLED = "sampled"
 """Stands for calibration on sequences that the model writes itself."""
+
+_HELD_OUT = 32
+"""Rows beside them, by which the error is told."""
+
+_ROWS = SAMPLES + _HELD_OUT
+_SAMPLED_ROWS = _ROWS // 4
 
 NTK_SAMPLES = 32
 """Rows on which kernel sizes are matched."""
@@ -68,51 +79,69 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
 
     Args:
         model: The model to calibrate.
-        calibration: Batches of model inputs (mappings of tensors), texts, a text file or tabular file, the name of a
-            data set, a `datasets.Dataset` with a column of texts, or `"sampled"`: what the model writes itself.
+        calibration: Batches of model inputs (mappings of tensors) in a list or a data loader, rows of them, one batch
+            by itself, texts, a text file or tabular file, the name of a data set, a table (`datasets`, pandas) with a
+            column of texts, or `"sampled"`: what the model writes itself. Of what has no length, as a generator, as
+            many rows are taken as texts would give.
         tokenizer: The model's tokenizer; if not given and needed, it is loaded from where the model came from.
+
+    Returns:
+        Batches. On the last rows of them (`hold_out`) fusion does not calibrate, but tells its error.
 
     Raises:
         DataError: There is nothing in it, or no tokenizer to be had.
     """
-    if calibration == SAMPLED:
-        return sample_batches(model)
+    if isinstance(calibration, str) and calibration == SAMPLED:
+        return sample_batches(model, _SAMPLED_ROWS)
     if isinstance(calibration, str | Path):
         calibration = read_texts(calibration)
-    elif hasattr(calibration, "column_names"):  # a `datasets.Dataset`; the library need not be imported to tell
-        calibration = calibration[text_column(calibration.column_names)]
-    items = list(calibration)
-    if not items:
+    items = given_items(model, calibration)
+    first = next(items, None)
+    if first is None:
         raise DataError("calibration is empty: give texts or batches of model inputs")
-    if isinstance(items[0], Mapping):
-        given = ({name: torch.as_tensor(value) for name, value in item.items()} for item in items)
-        return [with_decoder_inputs(model, batch) for batch in given]
-    if not all(isinstance(item, str) for item in items):
-        raise DataError(
-            f"calibration holds {type(items[0]).__name__}: give texts or batches (mappings) of model inputs"
-        )
+    given: Iterator[Any] = itertools.chain([first], items)
+    if not isinstance(first, str):
+        return list(given if hasattr(calibration, "__len__") else _first_batches(given))
     if tokenizer is None:
         tokenizer = tokenizer_of(model)
+    texts: Iterable[str] = given
     if objective_of(model) not in LANGUAGE_OBJECTIVES:  # a row a text: those of like length together pad least
-        items = sorted(items[:SAMPLES], key=len)
-    return make_batches(model, tokenizer, items, samples=SAMPLES, batch_size=16)
+        chosen = list(itertools.islice(given, _ROWS))
+        count = len(chosen) - _held_out(len(chosen))
+        texts = sorted(chosen[:count], key=len) + sorted(chosen[count:], key=len)
+    return make_batches(model, tokenizer, texts, samples=_ROWS, batch_size=16)
 
 
-def with_decoder_inputs(model: PreTrainedModel, batch: Batch) -> Batch:
-    """Gives a batch with labels what the decoder sees, the labels one to the right, and which of it is no padding.
+def _first_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+    rows = 0
+    for batch in batches:
+        yield batch
+        rows += row_count(batch)
+        if rows >= _ROWS:
+            return
+
+
+def hold_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Parts batches into those to calibrate on and the last rows, one of 17, by which the error is told.
 
     Args:
-        model: The model. Without a decoder, the batch stays as it is.
-        batch: The batch. What it has of these already stays.
+        batches: The batches.
     """
-    labels = batch.get("labels")
-    if not model.config.is_encoder_decoder or labels is None or labels.dim() != 2:
-        return batch
-    start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
-    shifted = torch.cat([start, labels[:, :-1]], dim=1)
-    counted = shifted != -100
-    ids = shifted.masked_fill(~counted, model.config.pad_token_id or 0)
-    return {"decoder_input_ids": ids, "decoder_attention_mask": counted.long()} | batch
+    left = sum(map(row_count, batches))
+    left -= _held_out(left)
+    parts: tuple[list[Batch], list[Batch]] = ([], [])
+    for batch in batches:
+        count = row_count(batch)
+        cut = max(0, min(count, left))
+        for part, start, stop in ((parts[0], 0, cut), (parts[1], cut, count)):
+            if start < stop:
+                part.append(rows_of(batch, start, stop))
+        left -= count
+    return parts
+
+
+def _held_out(rows: int) -> int:
+    return min(_HELD_OUT, rows * _HELD_OUT // _ROWS)
 
 
 def first_rows(model: PreTrainedModel, batches: Sequence[Batch], rows: int = NTK_SAMPLES) -> list[Batch]:
@@ -125,13 +154,15 @@ def first_rows(model: PreTrainedModel, batches: Sequence[Batch], rows: int = NTK
     """
     chosen: list[Batch] = []
     for batch in batches:
-        taken = {name: tensor[: rows - sum(map(row_count, chosen))] for name, tensor in batch.items()}
-        if not row_count(taken):
+        left = rows - sum(map(row_count, chosen))
+        if not left:
             break
-        if objective_of(model) in LANGUAGE_OBJECTIVES and "labels" not in taken:
-            decoder = "decoder_" if "decoder_input_ids" in taken else ""
-            ids, mask = taken[f"{decoder}input_ids"], taken.get(f"{decoder}attention_mask")
-            taken["labels"] = ids if mask is None else ids.masked_fill(mask == 0, -100)
+        taken = rows_of(batch, 0, left)
+        decoder = "decoder_" if "decoder_input_ids" in taken else ""
+        ids = taken.get(f"{decoder}input_ids")  # there are none where embeddings are given
+        if objective_of(model) in LANGUAGE_OBJECTIVES and "labels" not in taken and ids is not None:
+            mask = token_mask(taken, decoder=bool(decoder))
+            taken["labels"] = ids if mask is None else ids.masked_fill(~mask, -100)
         chosen.append(taken)
     return chosen
 
@@ -143,15 +174,7 @@ def kernel_rows(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Batch]
         model: The model.
         batches: Batches; where a language model's have no labels, every token is one.
     """
-    return [_cut(row, NTK_TOKENS) for row in single_rows(first_rows(model, batches))]
-
-
-def _cut(row: Batch, tokens: int) -> Batch:
-    """The first tokens of a row; the whole row, where a tensor has another shape than tokens have."""
-    lengths = {tensor.shape[-1] for name, tensor in row.items() if name.endswith("input_ids")}
-    if any(tensor.dim() != 2 or tensor.shape[1] not in lengths for tensor in row.values()):
-        return row
-    return {name: tensor[:, :tokens] for name, tensor in row.items()}
+    return [first_tokens(row, NTK_TOKENS) for row in single_rows(first_rows(model, batches))]
 
 
 class _FinishedError(Exception):
@@ -178,7 +201,7 @@ def collect_moments(
         The moments by FFN name. An expert that saw no token has none.
     """
     sums = {ffn.name: MomentSums(centred=ffn.read().down_bias is not None) for ffn in ffns}
-    running: dict[str, Batch] = {}
+    running = _Running()
     hooks = [
         hook
         for ffn in ffns
@@ -198,11 +221,11 @@ def collect_moments(
     mend = "fewer or shorter calibration rows shorten it"
     try:
         with evaluating(model), Progress(count, "moments", work=work, shorter=mend) as progress:
-            for batch in fitting_pieces(model, cut_padding(ffns, batches)):
-                running["batch"] = on_device(batch, model)
+            for batch in fitting_pieces(model, cut_padding(ffns, running.numbered(batches))):
+                running.batch = on_device(batch, model)
                 waiting.update(layers)
-                with contextlib.suppress(_FinishedError):
-                    model(**inputs_of(running["batch"]))
+                with run_on(running.name), contextlib.suppress(_FinishedError):
+                    model(**inputs_of(running.batch))
                 progress.update(row_count(batch))
     finally:
         for hook in hooks:
@@ -230,18 +253,35 @@ def _layers(model: PreTrainedModel, ffns: Sequence[FFN]) -> list[nn.Module]:
     return layers
 
 
+@dataclass
+class _Running:
+    """The batch that runs through a model."""
+
+    batch: Batch = field(default_factory=dict)
+    name: str = ""
+
+    def numbered(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Hands batches on, and counts them."""
+        for number, batch in enumerate(batches, 1):
+            self.name = f"calibration batch {number}"
+            yield batch
+
+
 def _watch(
-    ffn: FFN, sums: MomentSums, running: dict[str, Batch], units: FFNWeights | None
+    ffn: FFN, sums: MomentSums, running: _Running, units: FFNWeights | None
 ) -> Iterator[torch.utils.hooks.RemovableHandle]:
     inputs: list[Tensor] = []
 
     def add(hidden: Tensor, output: Tensor) -> None:
         if units is not None:
             hidden = ffn.hidden(inputs.pop(), units)
-        mask = counted_tokens(ffn, running["batch"], output)
-        if mask is None:
-            sums.add(hidden.flatten(0, -2), output.flatten(0, -2))
-        else:
-            sums.add(hidden[mask], output[mask])
+        mask = counted_tokens(ffn, running.batch, output)
+        hidden, output = (item.flatten(0, -2) if mask is None else item[mask] for item in (hidden, output))
+        if not (hidden.isfinite().all() and output.isfinite().all()):
+            raise DataError(
+                f"{ffn.name} computes NaN or infinity on {running.name}: look for NaN in that batch, or load the "
+                "model in float32"
+            )
+        sums.add(hidden, output)
 
     yield from ffn.watch(None if units is None else inputs.append, add)

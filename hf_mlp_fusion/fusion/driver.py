@@ -44,7 +44,7 @@ class ReducedFFN(Generic[Weights]):
         inertia_share: Share of the units' variance that the clusters lose, where units were clustered.
         method: `"clusters"` or `"obs"`, and the refit behind a plus; or the baseline.
         tokens: Tokens that it was calibrated on.
-        calibration_error: Relative output error on them, None without calibration.
+        calibration_error: Relative output error on further rows, None without calibration.
     """
 
     weights: Weights

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..data import progress_over
+from ..data import Batch, plain_context, progress_over
+from ..errors import FusionWarning
 from ..modeling.ffn import FFN
-from ..recipe import FusionConfig, check_recipe
-from .calibration import calibration_batches, kernel_rows
+from ..recipe import FusionConfig, FusionReport, check_recipe
+from .calibration import SAMPLES, calibration_batches, hold_out, kernel_rows
 from .driver import LayerReducer, Method, check_reducible, reduce_ffns
 from .foresight import check_memory, fusion_work
 from .kernel_size import kernel_sizes, match_kernel_sizes
@@ -22,6 +25,7 @@ from .plan import plan_fusion
 __all__ = ["fuse_model"]
 
 
+@plain_context()
 def fuse_model(
     model: PreTrainedModel,
     config: FusionConfig,
@@ -56,7 +60,8 @@ def fuse_model(
         MemoryLimitError: The machine has less memory than it takes, however batches are cut.
 
     Warns:
-        FusionWarning: A width below the hidden size, or below a quarter of the FFN's own.
+        FusionWarning: A width below the hidden size, or below a quarter of the FFN's own; fewer calibration tokens
+            than units that are kept.
 
     Example:
         >>> from hf_mlp_fusion import FusionConfig, fuse_model
@@ -69,22 +74,49 @@ def fuse_model(
     batches = None if calibration is None else calibration_batches(model, calibration, tokenizer)
 
     samples = kernel_rows(model, batches) if batches is not None and config.ntk == "match" else []
-    if batches is not None and config.refit == "none":
+    held_out: list[Batch] = []
+    if batches is not None:
+        batches, held_out = hold_out(batches)
+    if config.refit == "none":
         batches = None
     todo = plan_fusion(model, config).widths
     check_memory(model, todo, config, batches or [], samples, inplace=inplace)
 
     def prepare(working: PreTrainedModel, todo: Sequence[tuple[FFN, int]], config: FusionConfig) -> LayerReducer:
-        return LayerFuser(working, todo, config, batches)
+        return LayerFuser(working, todo, config, batches, held_out)
 
     method = Method("fusion", "fused", prepare)
     started = time.perf_counter()
     with progress_over(fusion_work(model, todo, batches or [], samples), "Fusing"):
-        if not samples:
-            return reduce_ffns(model, config, method, inplace=inplace)
         names = [ffn.name for ffn, _ in todo]
-        wanted = kernel_sizes(model, names, samples)  # before fusion, which may take the model's tensors
+        # Before fusion, which may take the model's tensors.
+        wanted = kernel_sizes(model, names, samples) if samples else {}
         fused = reduce_ffns(model, config, method, inplace=inplace)
-        match_kernel_sizes(fused, wanted, samples)
+        if samples:
+            match_kernel_sizes(fused, wanted, samples)
     fused.fusion_report = replace(fused.fusion_report, seconds=round(time.perf_counter() - started, 3))
+    if batches is not None and (warning := _few_tokens(fused.fusion_report, [ffn for ffn, _ in todo])):
+        warnings.warn(warning, FusionWarning, stacklevel=3)
+        fused.fusion_report.warnings.append(warning)
     return fused
+
+
+def _few_tokens(report: FusionReport, ffns: Sequence[FFN]) -> str | None:
+    """What to say where FFNs saw fewer tokens than they keep units: such a refit fits the tokens, not the model.
+
+    Args:
+        report: The receipt.
+        ffns: The FFNs that were fused. Of the experts of a mixture, all together should have seen enough.
+    """
+    layers = {ffn.name: (ffn.stack, ffn.layer, ffn.expert is None) for ffn in ffns}
+    tokens: Counter[tuple[str, int, bool]] = Counter()
+    for ffn in report.ffns:
+        tokens[layers[ffn.name]] += ffn.tokens
+    few = [ffn for ffn in report.ffns if tokens[layers[ffn.name]] < ffn.width]
+    if not few:
+        return None
+    others = f" (and {len(few) - 1} other FFNs)" if len(few) > 1 else ""
+    return (
+        f"{few[0].name}{others} saw {few[0].tokens} calibration tokens for {few[0].width} units: give more of them, "
+        f"some {SAMPLES} rows"
+    )

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from ..data import Batch
+from ..data import Batch, plain_context
 from ..errors import UnsupportedModelError
 from ..measure import ntk
 from ..modeling.ffn import FFN
@@ -23,6 +23,7 @@ __all__ = ["calibrate_ntk", "kernel_sizes", "match_kernel_sizes"]
 logger = logging.getLogger(__name__)
 
 
+@plain_context()
 def calibrate_ntk(
     fused: PreTrainedModel, original: PreTrainedModel, batches: Iterable[Batch]
 ) -> dict[str, tuple[float, ...]]:

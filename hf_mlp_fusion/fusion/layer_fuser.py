@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
@@ -55,6 +56,7 @@ class LayerFuser:
         todo: All FFNs to fuse, each with the units to keep.
         config: The recipe, its `selection` and `refit` resolved.
         batches: Calibration data, where the recipe refits.
+        held_out: Data of the same kind, on which the errors are told.
     """
 
     def __init__(
@@ -63,11 +65,14 @@ class LayerFuser:
         todo: Sequence[tuple[FFN, int]],
         config: FusionConfig,
         batches: Sequence[Batch] | None,
+        held_out: Sequence[Batch] = (),
     ) -> None:
         self.model = model
         self.todo = list(todo)
         self.config = config
         self.batches = batches
+        self.held_out = held_out
+        self._ready: dict[str, ReducedFFN[Fusion]] = {}
         self._plain: dict[str, ReducedFFN[Fusion]] = {}
         self._moments: dict[str, Moments | None] = {}
         self._widths = {ffn.name: width for ffn, width in todo}
@@ -83,9 +88,24 @@ class LayerFuser:
         Returns:
             The fused FFNs by name.
         """
-        if self.batches is not None and group[0][0].name not in self._moments:
-            self._collect(group[0][0], self.batches)
-        return {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn, _ in group}
+        if group[0][0].name not in self._ready:
+            if self.batches is not None and group[0][0].name not in self._moments:
+                self._collect(group[0][0], self.batches)
+            chunk = [ffn for ffn, _ in self.todo if ffn.name in self._moments] or [ffn for ffn, _ in group]
+            self._ready = {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn in chunk}
+            if self.batches is not None and self.held_out:
+                self._tell_errors(chunk)
+        return {ffn.name: self._ready.pop(ffn.name) for ffn, _ in group}
+
+    def _tell_errors(self, ffns: Sequence[FFN]) -> None:
+        """Takes the errors of FFNs on data that they were not calibrated on."""
+        units = {name: item.weights.weights for name, item in self._ready.items()}
+        for name, moments in collect_moments(self.model, ffns, self.held_out, units).items():
+            item = self._ready[name]
+            weights = item.weights.weights
+            down = weights.down.double().cpu() * item.weights.cluster_sizes.cpu()
+            error = moments.on_cpu().error(down, weights.down_bias)
+            self._ready[name] = replace(item, calibration_error=error if item.tokens else None)
 
     def _search_widths(self, share: float, batches: Sequence[Batch]) -> None:
         """Gives each FFN the width that its error curve asks for; the errors add up over tokens and FFNs."""
@@ -171,5 +191,4 @@ def _refitted(item: ReducedFFN[Fusion], moments: Moments, config: FusionConfig) 
         item.inertia_share,
         f"{item.method}+{config.refit}",
         moments.count,
-        moments.error(weight),
     )

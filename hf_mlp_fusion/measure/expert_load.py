@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import Batch, evaluating, fitting_pieces, inputs_of, on_device, router_logits, unpadded
+from ..data import Batch, as_batches, evaluating, fitting_pieces, inputs_of, on_device, router_logits, unpadded
 from ..errors import DataError
 from ..modeling.find import find_ffns
 
@@ -67,7 +67,7 @@ def expert_load(model: PreTrainedModel, batches: Iterable[Batch]) -> dict[str, E
         return {}
     counts: list[Tensor] = []
     with evaluating(model):
-        for batch in fitting_pieces(model, unpadded(batches), logits=True):
+        for batch in fitting_pieces(model, unpadded(as_batches(model, batches)), logits=True):
             outputs = model(**inputs_of(on_device(batch, model)), output_router_logits=True)
             counts.append(torch.stack([_by_expert(logits, model) for _, logits in router_logits(outputs)]))
     if not counts:

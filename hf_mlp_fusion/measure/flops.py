@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 from transformers.integrations import moe  # noqa: F401 (defines operations)
 
-from ..data import Batch, evaluating, inputs_of, on_device
+from ..data import Batch, as_batches, evaluating, inputs_of, on_device
 from .step import training_step
 
 __all__ = ["flops"]
@@ -37,8 +37,9 @@ def flops(model: PreTrainedModel, batch: Batch, *, training: bool = False) -> in
         batch: What to run it on.
         training: Count a forward and a backward.
     """
-    batch = on_device(batch, model)
-    with evaluating(model), torch.set_grad_enabled(training), FlopCounterMode(display=False, custom_mapping=_COUNTED) as counter:
+    batch = on_device(next(as_batches(model, [batch])), model)
+    counter = FlopCounterMode(display=False, custom_mapping=_COUNTED)
+    with evaluating(model), torch.set_grad_enabled(training), counter:
         if training:
             training_step(model, batch)
         else:

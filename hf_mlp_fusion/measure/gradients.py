@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..data import Batch
+from ..data import Batch, run_on
 from .log_probabilities import LabelScores
 from .scalars import scalar_outputs
 
@@ -125,11 +125,12 @@ def token_gradients(
     hooks = [module.register_forward_hook(watch) for module in modules]
     try:
         with only_these_train(model, []):
-            for row in rows:
+            for number, row in enumerate(rows, 1):
                 for module in modules:
                     kept[module].append(Tokens([], []))
                 assert scores is not None
-                scores.backward(row)
+                with run_on(f"row {number} of the batches"):
+                    scores.backward(row)
                 done()
     finally:
         for hook in hooks:

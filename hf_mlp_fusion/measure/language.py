@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..data import LANGUAGE_OBJECTIVES, Batch, evaluating, fitting_pieces, objective_of, on_device
+from ..data import LANGUAGE_OBJECTIVES, Batch, as_batches, evaluating, fitting_pieces, objective_of, on_device
 from ..errors import DataError
 from .log_probabilities import LabelScores
 
@@ -51,7 +51,7 @@ def language_loss(model: PreTrainedModel, batches: Iterable[Batch]) -> LanguageL
     total, tokens = 0.0, 0
     scores: LabelScores | None = None
     with evaluating(model):
-        for whole in batches:
+        for whole in as_batches(model, batches):
             scores = scores or LabelScores(model, on_device(whole, model))
             for batch in fitting_pieces(model, [whole], logits=scores.head is None):
                 values = scores.log_probabilities(on_device(batch, model))

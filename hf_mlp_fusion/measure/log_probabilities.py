@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data import LANGUAGE_OBJECTIVES, LOGIT_BYTES, Batch, few_logits, in_pieces, inputs_of, objective_of
+from ..data import LANGUAGE_OBJECTIVES, LOGIT_BYTES, Batch, few_logits, in_pieces, inputs_of, logits_of, objective_of
 from .scalars import scalar_outputs, token_log_probabilities
 
 __all__ = ["LabelScores"]
@@ -32,7 +32,7 @@ class LabelScores:
         self.model = model
         self.objective = objective_of(model)
         self.head: nn.Module | None = None
-        if self.objective in LANGUAGE_OBJECTIVES:
+        if self.objective in LANGUAGE_OBJECTIVES and "labels" in batch:
             head = model.get_output_embeddings()
             row = next(in_pieces([batch], 1))
             self.head = head if head is not None and _gives_the_logits(model, head, row) else None
@@ -45,7 +45,7 @@ class LabelScores:
         """
         with torch.no_grad():
             if self.head is None:
-                logits = self.model(**inputs_of(batch)).logits
+                logits = logits_of(self.model(**inputs_of(batch)))
                 values, counted = token_log_probabilities(logits, batch["labels"], causal=self._causal)
                 return values[counted]
             states, labels, _ = self._seen(batch)
@@ -104,7 +104,7 @@ class LabelScores:
 def _run(model: PreTrainedModel, batch: Batch, tokens: int = 1) -> tuple[Tensor, Tensor]:
     """What the head would have seen, `[batch, tokens, d]`, and the logits of the first tokens."""
     with few_logits(model, tokens) as seen:
-        logits = model(**inputs_of(batch)).logits
+        logits = logits_of(model(**inputs_of(batch)))
     (states,) = seen
     return states, logits
 

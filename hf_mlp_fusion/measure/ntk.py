@@ -13,11 +13,13 @@ from transformers.pytorch_utils import Conv1D
 from ..data import (
     Batch,
     Progress,
+    as_batches,
     check_room,
     evaluating,
     forward_work,
     longest_input,
     on_device,
+    plain_context,
     row_bytes,
     single_rows,
     spare_bytes,
@@ -58,6 +60,7 @@ class NTK:
         return torch.stack(list(self.blocks.values())).sum(dim=0)
 
 
+@plain_context()
 def ntk(
     model: PreTrainedModel,
     batches: Iterable[Batch],
@@ -94,7 +97,7 @@ def ntk(
     """
     if kernel not in KERNELS:
         raise FusionConfigError(f"kernel must be one of {', '.join(map(repr, KERNELS))}, not {kernel!r}")
-    rows = [on_device(row, model) for row in single_rows(batches)]
+    rows = [on_device(row, model) for row in single_rows(as_batches(model, batches))]
     blocks = _blocks(model, parameters)
     parts = {name: torch.zeros(len(rows), len(rows), dtype=torch.float64) for name in blocks}
     maps = linear_maps(model)

@@ -12,12 +12,14 @@ from transformers import PreTrainedModel
 
 from ..data import (
     Batch,
+    as_batches,
     counted_tokens,
     cut_padding,
     evaluating,
     final_hidden_state,
     fitting_pieces,
     on_device,
+    run_on,
     token_mask,
 )
 from ..modeling.ffn import FFN
@@ -62,13 +64,14 @@ def output_error(original: PreTrainedModel, fused: PreTrainedModel, batches: Ite
     final = _Sums()
     watch = _Watch()
     hooks = [hook for before, after in pairs for hook in watch.hooks(before, after, sums[before.name])]
-    batches = cut_padding([before for before, _ in pairs], batches)
+    batches = cut_padding([before for before, _ in pairs], as_batches(original, batches))
     try:
         with evaluating(original, fused):
-            for batch in fitting_pieces(original, batches):
+            for number, batch in enumerate(fitting_pieces(original, batches), 1):
                 watch.batch = on_device(batch, original)
-                wanted = final_hidden_state(original, watch.batch)
-                found = final_hidden_state(fused, on_device(batch, fused))
+                with run_on(f"piece {number} of the batches"):
+                    wanted = final_hidden_state(original, watch.batch)
+                    found = final_hidden_state(fused, on_device(batch, fused))
                 final.add(wanted, found, token_mask(watch.batch, decoder="decoder_input_ids" in batch))
     finally:
         for hook in hooks:
@@ -86,8 +89,8 @@ class _Sums:
     def add(self, wanted: Tensor, found: Tensor, mask: Tensor | None) -> None:
         """Adds tokens, `[..., d]`; a mask that speaks of them, `[batch, tokens]`, picks among them."""
         found = found.to(wanted.device)
-        if mask is not None and mask.shape == wanted.shape[:-1]:
-            wanted, found = wanted[mask], found[mask]
+        if mask is not None and mask.numel() == wanted.shape[:-1].numel():
+            wanted, found = (states[mask.reshape(states.shape[:-1])] for states in (wanted, found))
         self.difference += (found.double() - wanted.double()).square().sum().item()
         self.original += wanted.double().square().sum().item()
 

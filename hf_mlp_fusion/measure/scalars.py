@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import LANGUAGE_OBJECTIVES, Batch, inputs_of, objective_of, token_mask
+from ..data import (
+    LANGUAGE_OBJECTIVES,
+    Batch,
+    final_hidden_state,
+    float_outputs,
+    inputs_of,
+    logits_of,
+    objective_of,
+    row_count,
+    token_mask,
+)
 
 __all__ = ["Scalar", "scalar_outputs", "token_log_probabilities"]
 
@@ -27,16 +37,21 @@ def scalar_outputs(model: PreTrainedModel) -> Scalar:
         For language models the mean log-probability of the observed tokens (those with labels); for classifiers
         softmax(logits)[0], as the paper's code has it; for regression, whose softmax is 1 whatever the weights, the
         logit itself; for models of texts and images the likeness of the two; for models without a head the mean hidden
-        state, projected on one fixed random direction.
+        state, projected on one fixed random direction. For other heads the first floats that they return are taken:
+        as logits, or where these are as wide as hidden states, as such.
     """
-    if objective_of(model) in LANGUAGE_OBJECTIVES:
-        causal = objective_of(model) == "causal"
-        return lambda run, batch: _log_probability(run, batch, causal)
-    return _head_output
+    objective = objective_of(model)
+
+    def scalar(run: Callable[..., Any], batch: Batch) -> Tensor:
+        if objective in LANGUAGE_OBJECTIVES and "labels" in batch:
+            return _log_probability(run, batch, objective == "causal")
+        return _head_output(model, run, batch)
+
+    return scalar
 
 
 def _log_probability(run: Callable[..., Any], batch: Batch, causal: bool) -> Tensor:
-    values, counted = token_log_probabilities(run(**inputs_of(batch)).logits, batch["labels"], causal=causal)
+    values, counted = token_log_probabilities(logits_of(run(**inputs_of(batch))), batch["labels"], causal=causal)
     return (values * counted).sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
 
 
@@ -60,16 +75,31 @@ def token_log_probabilities(logits: Tensor, labels: Tensor, *, causal: bool) -> 
     return torch.where(counted, chosen, 0.0), counted
 
 
-def _head_output(run: Callable[..., Any], batch: Batch) -> Tensor:
+def _head_output(model: PreTrainedModel, run: Callable[..., Any], batch: Batch) -> Tensor:
     outputs = run(**inputs_of(batch))
-    logits = getattr(outputs, "logits", None)
+    rows = row_count(batch)
+    # A head may return a loss, or what all rows share.
+    floats = {name: item for name, item in float_outputs(outputs) if item.dim() > 1 and len(item) == rows}
+    logits = next((item for name, item in floats.items() if name.endswith("logits")), None)
     if logits is not None:
-        flat = logits.flatten(1)
-        return flat[:, 0] if flat.shape[1] == 1 else flat.softmax(dim=-1)[:, 0]
-    if getattr(outputs, "image_embeds", None) is not None and getattr(outputs, "text_embeds", None) is not None:
-        return (outputs.image_embeds * outputs.text_embeds).sum(dim=-1)  # each row's own: the logits mix all rows
-    hidden = outputs.last_hidden_state
-    mask = token_mask(batch, decoder="decoder_input_ids" in batch)
+        return _likelihood(logits)
+    if "image_embeds" in floats and "text_embeds" in floats:
+        return (floats["image_embeds"] * floats["text_embeds"]).sum(dim=-1)  # each row's own: the logits mix all rows
+    found = floats.get("last_hidden_state", next(iter(floats.values()), None))
+    if found is None:
+        found = final_hidden_state(model, batch)
+    hidden_size = getattr(model.config.get_text_config(), "hidden_size", None)
+    if "last_hidden_state" not in floats and (found.dim() != 3 or found.shape[-1] != hidden_size):
+        return _likelihood(found)
+    return _mean_state(found, token_mask(batch, decoder="decoder_input_ids" in batch))
+
+
+def _likelihood(logits: Tensor) -> Tensor:
+    flat = logits.flatten(1)
+    return flat[:, 0] if flat.shape[1] == 1 else flat.softmax(dim=-1)[:, 0]
+
+
+def _mean_state(hidden: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None or mask.shape != hidden.shape[:-1]:  # of what went in, sound for example
         mask = torch.ones_like(hidden[..., 0], dtype=torch.bool)
     mean = (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)

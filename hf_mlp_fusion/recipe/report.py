@@ -35,7 +35,8 @@ class FFNReport:
         seconds: Wall-clock seconds.
         method: `"clusters"` or `"obs"`, and the refit behind a plus; or the baseline.
         tokens: Tokens that it was calibrated on.
-        calibration_error: Relative output error ‖y~ - y‖ / ‖y‖ on them (about the mean), None without calibration.
+        calibration_error: Relative output error ‖y~ - y‖ / ‖y‖ (about the mean) on further rows; None without
+            calibration, and where there were too few rows to hold some out.
     """
 
     name: str

@@ -55,13 +55,16 @@ class Moments:
         gram, cross, h_mean = self.gram[kept][:, kept], self.cross[kept], self.h_mean[kept]
         return Moments(self.count, gram, cross, h_mean, self.y_mean, self.y_square)
 
-    def error(self, weight: Tensor) -> float:
-        """Relative output error of y = weight h (+ the best bias, about the means), ‖error‖ / ‖y‖.
+    def error(self, weight: Tensor, bias: Tensor | None = None) -> float:
+        """Relative output error of y = weight h + bias, ‖error‖ / ‖y - y_mean‖.
 
         Args:
             weight: `[d, I]`, float64.
+            bias: `[d]`; where there is an output bias and none is given, the best one.
         """
         residual = self.y_square - 2 * (weight.T * self.cross).sum() + (weight @ self.gram * weight).sum()
+        if bias is not None:
+            residual = residual + (self.y_mean - weight @ self.h_mean - bias.to(weight)).square().sum()
         return float((residual.clamp(min=0) / self.y_square).sqrt()) if self.y_square > 0 else 0.0
 
 

@@ -7,29 +7,37 @@ from torch import Tensor
 
 from .moments import Moments
 
-__all__ = ["RIDGE", "damped", "ridge_refit"]
+__all__ = ["RIDGE", "cholesky", "ridge_refit"]
 
 RIDGE = 1e-3
 """Penalty relative to the mean diagonal of the Gram matrix. From 1e-4 to 1e-2 the results hardly differ."""
 
 
-def damped(gram: Tensor, ridge: float = RIDGE) -> Tensor:
-    """A Gram matrix with its symmetry restored and its diagonal raised.
+def cholesky(gram: Tensor, ridge: float = RIDGE) -> Tensor:
+    """Factorises a Gram matrix with its symmetry restored and its diagonal raised.
 
     Args:
-        gram: `[n, n]`.
+        gram: `[n, n]`, singular or zero too. Where rounding makes it indefinite, as that of activations which hardly
+            vary, its diagonal is raised until it is not.
         ridge: What to add, relative to the mean of the diagonal.
 
     Returns:
-        `[n, n]`, float64, positive definite also where `gram` is singular or zero.
+        The lower factor, `[n, n]`, float64.
+
+    Raises:
+        ValueError: It is not finite.
     """
     gram = gram.double()
     symmetric = (gram + gram.T) / 2
-    raised = ridge * symmetric.diagonal().mean().clamp(
-        min=torch.finfo(torch.float64).tiny / torch.finfo(torch.float64).eps
-    )
-    symmetric.diagonal().add_(raised)
-    return symmetric
+    numbers = torch.finfo(torch.float64)
+    least = (numbers.eps * symmetric.abs().max()).clamp(min=numbers.tiny / numbers.eps)
+    raised = torch.maximum(ridge * symmetric.diagonal().mean(), least)
+    while raised.isfinite():
+        factor, failed = torch.linalg.cholesky_ex(symmetric + torch.diag(raised.expand(len(symmetric))))
+        if not failed:
+            return factor
+        raised = 10 * raised
+    raise ValueError("a Gram matrix holds NaN or infinity")
 
 
 def ridge_refit(moments: Moments, prior: Tensor, *, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
@@ -48,5 +56,5 @@ def ridge_refit(moments: Moments, prior: Tensor, *, ridge: float = RIDGE) -> tup
     """
     prior = prior.double()
     gap = moments.cross - moments.gram @ prior.T
-    weight = prior + torch.cholesky_solve(gap, torch.linalg.cholesky(damped(moments.gram, ridge))).T
+    weight = prior + torch.cholesky_solve(gap, cholesky(moments.gram, ridge)).T
     return weight, moments.y_mean - weight @ moments.h_mean

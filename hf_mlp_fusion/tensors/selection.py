@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .moments import Moments
-from .refit import RIDGE, damped
+from .refit import RIDGE, cholesky
 
 __all__ = ["assign_units", "obs_select"]
 
@@ -31,7 +31,7 @@ def obs_select(moments: Moments, k: int, *, ridge: float = RIDGE) -> tuple[Tenso
         Indices of the kept units, ascending, `[k]`, int64; and the rise of the squared error over the full width's
         after 0, 1, ... drops, `[I - k + 1]`, float64.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(moments.gram, ridge)))
+    inverse = torch.cholesky_inverse(cholesky(moments.gram, ridge))
     weight = inverse @ moments.cross
     alive = torch.arange(moments.width, device=weight.device)
     rise = [weight.new_zeros(())]

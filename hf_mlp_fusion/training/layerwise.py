@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..data import evaluating, on_device
+from ..data import evaluating, on_device, with_decoder_inputs
 from ..errors import FusionConfigError
-from ..fusion import with_decoder_inputs
 from ..measure import parameter_blocks, reduced_ffns
 from ..measure.gradients import only_these_train
 from ..recipe import TuningReport

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,18 +18,22 @@ from ..data import (
     available_bytes,
     check_room,
     make_batches,
+    plain_context,
     row_bytes,
     row_count,
     split_texts,
     tokenizer_of,
 )
-from ..errors import DataError
+from ..errors import DataError, FusionWarning
 from ..measure import OutputError, output_error, parameter_blocks, reduced_ffns
 from .layerwise import DEFAULT_TARGET, LEARNING_RATE, LayerwiseTuningTrainer
 
 __all__ = ["TuningResult", "tune_model"]
 
 _HELD_OUT_ROWS = 128  # at most; an output error changes little beyond
+_FEWEST_TEXTS = 8  # to be parted at all
+_FEWEST_ROWS = 16  # below which it says little
+_SHARES = (0.1, 0.2, 0.4)  # of the texts to hold out, the first that gives as many rows
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class TuningResult:
     rows: int
 
 
+@plain_context()
 def tune_model(
     fused: Any,
     original: PreTrainedModel,
@@ -60,6 +66,8 @@ def tune_model(
     seed: int = 0,
 ) -> TuningResult:
     """Tunes a fused model on nine tenths of some texts, layer by layer, and measures on the others what it gained.
+
+    Where a tenth of the texts would be too few rows to measure on, more are held out.
 
     Args:
         fused: The fused model, in float32. It is tuned in place where it is, and its receipt says so.
@@ -79,6 +87,9 @@ def tune_model(
         MemoryLimitError: Not one row fits into the memory there is.
         UnsupportedModelError: The models do not belong together.
 
+    Warns:
+        FusionWarning: The output error rose, or was measured on very few rows.
+
     Example:
         >>> from hf_mlp_fusion.training import tune_model
         >>> result = tune_model(fused, model, texts, tokenizer)  # doctest: +SKIP
@@ -86,10 +97,7 @@ def tune_model(
         (0.436, 0.336)
     """
     tokenizer = tokenizer or tokenizer_of(fused)
-    train, held_out = split_texts(texts)
-    if not train or not held_out:
-        raise DataError(f"{len(texts)} texts are too few to tune on nine tenths and measure on the others: give more")
-    batches = make_batches(fused, tokenizer, held_out, samples=_HELD_OUT_ROWS, max_length=max_length, seed=seed)
+    train, batches = _parted(fused, texts, tokenizer, max_length, seed)
     rows = [
         {name: tensor[0] for name, tensor in row.items()}
         for row in make_batches(fused, tokenizer, train, max_length=max_length, batch_size=1, seed=seed)
@@ -121,11 +129,44 @@ def tune_model(
         before = output_error(original, fused, batches)
         trainer.train()
     result = TuningResult(before, output_error(original, fused, batches), sum(map(row_count, batches)))
+    if result.rows < _FEWEST_ROWS:
+        warnings.warn(
+            f"the output error was measured on {result.rows} rows, and says little: give more texts",
+            FusionWarning,
+            stacklevel=3,
+        )
+    if result.after.mean > before.mean:
+        warnings.warn(
+            f"tuning made the output error worse, from {before.mean:.3f} to {result.after.mean:.3f}: give more texts, "
+            "or lower the learning rate; the model was better before",
+            FusionWarning,
+            stacklevel=3,
+        )
     if fused.fusion_report is not None:
         *others, last = fused.fusion_report.tuning
         last = replace(last, error_before=before.mean, error_after=result.after.mean)
         fused.fusion_report = replace(fused.fusion_report, tuning=[*others, last])
     return result
+
+
+def _parted(
+    fused: Any, texts: Sequence[str], tokenizer: Any, max_length: int, seed: int
+) -> tuple[list[str], list[Batch]]:
+    """The texts to tune on, and batches of the others."""
+    found: tuple[list[str], list[Batch]] | None = None
+    for share in _SHARES:
+        train, held_out = split_texts(texts, share)
+        if not train or not held_out:
+            continue
+        found = (
+            train,
+            make_batches(fused, tokenizer, held_out, samples=_HELD_OUT_ROWS, max_length=max_length, seed=seed),
+        )
+        if sum(map(row_count, found[1])) >= _FEWEST_ROWS:
+            break
+    if found is None or len(texts) < _FEWEST_TEXTS:
+        raise DataError(f"{len(texts)} texts are too few to tune on most and measure on the others: give more")
+    return found
 
 
 def _rows_at_once(fused: Any, original: PreTrainedModel, batch_size: int, tokens: int) -> int:

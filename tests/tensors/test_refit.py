@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_mlp_fusion.tensors.moments import Moments, MomentSums
-from hf_mlp_fusion.tensors.refit import damped, ridge_refit
+from hf_mlp_fusion.tensors.refit import cholesky, ridge_refit
 from hf_mlp_fusion.tensors.selection import assign_units, obs_select
 
 sizes = {"tokens": st.integers(12, 60), "units": st.integers(2, 9), "d": st.integers(1, 5), "seed": st.integers(0, 99)}
@@ -100,7 +100,8 @@ def test_dead_units_are_no_trouble():
 
 def refitted_loss(moments, units, ridge):
     """Squared error left by the best weights on some units, the penalty included."""
-    gram = damped(moments.gram, ridge)[units][:, units]
+    factor = cholesky(moments.gram, ridge)
+    gram = (factor @ factor.T)[units][:, units]
     return moments.y_square - float((moments.cross[units].T @ torch.linalg.inv(gram) @ moments.cross[units]).trace())
 
 
@@ -161,3 +162,24 @@ def test_moments_of_some_units():
     torch.testing.assert_close(found.gram, expected.gram, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.cross, expected.cross, rtol=1e-4, atol=1e-4)
     assert found.count == 30
+
+
+@pytest.mark.parametrize("noise", [0.0, -1e-8, 1e-9])
+def test_activations_that_do_not_vary_choose_and_refit(noise):
+    """What rounding leaves of their Gram matrix is indefinite."""
+    generator = torch.Generator().manual_seed(0)
+    gram = noise * torch.randn(16, 16, generator=generator, dtype=torch.float64)
+    zero = torch.zeros(16, dtype=torch.float64)
+    moments = Moments(9, gram, gram[:, :4], zero, zero[:4], 0.0)
+    kept, rise = obs_select(moments, 5)
+    assert len(set(kept.tolist())) == 5
+    assert rise.isfinite().all()
+    prior = torch.ones(4, 5, dtype=torch.float64)
+    weight, bias = ridge_refit(moments.of_units(kept), prior)
+    assert weight.isfinite().all()
+    assert bias.isfinite().all()
+
+
+def test_a_gram_matrix_of_nan_is_refused():
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        cholesky(torch.full((3, 3), torch.nan))

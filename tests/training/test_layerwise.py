@@ -13,7 +13,7 @@ from torch.nn.functional import mse_loss
 from tuning_rows import tuning_arguments, tuning_rows
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, UnsupportedModelError, fuse_model
-from hf_mlp_fusion.fusion.calibration import with_decoder_inputs
+from hf_mlp_fusion.data import with_decoder_inputs
 from hf_mlp_fusion.measure import output_error
 from hf_mlp_fusion.modeling.find import find_ffns
 from hf_mlp_fusion.training import TARGETS, LayerwiseTuningTrainer
