@@ -30,6 +30,7 @@ def rebuild(
         state: Its tensors, by name; it takes them over.
         dtype: Its dtype, that of the other model if not given.
     """
+    experts = getattr(model.config, "_experts_implementation", None)
     built: Any = cls.from_pretrained(
         None,
         config=config,
@@ -37,6 +38,7 @@ def rebuild(
         dtype=dtype or model.dtype,
         device_map=None if model.device.type == "cpu" else {"": model.device},
         attn_implementation=model.config._attn_implementation,
+        **({"experts_implementation": experts} if cls._can_set_experts_implementation() else {}),
     )
     built.train(model.training)
     if getattr(model, "generation_config", None) is not None:
