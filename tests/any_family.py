@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ _SIZES = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "projection_dim"), 16),
     **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim", "d_ff", "n_inner"), WIDTH),
     **dict.fromkeys(("hidden_dim", "ffn_hidden_size"), WIDTH),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "intermediate_size_mlp"), WIDTH),
+    **dict.fromkeys(("shared_intermediate_size",), WIDTH),
     **dict.fromkeys(("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "n_layer", "n_layers"), 2),
     **dict.fromkeys(("num_decoder_layers",), 2),
     **dict.fromkeys(("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "n_head"), 2),
@@ -37,7 +40,11 @@ _SIZES = {
     "num_conv_pos_embedding_groups": 2,
     # fields that others must fit
     "attention_types": [[["global", "local"], 1]],
-    "num_experts": 2,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k"), 2),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "num_shared_experts", "first_k_dense_replace"), 1),
+    "moe_num_shared_experts": 1,
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 8),
     "expert_capacity": 64,
     "add_router_probs": False,
     "query_pre_attn_scalar": 8,
@@ -49,6 +56,10 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_
 def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     """Values that make a config of its class tiny."""
     values = {name: value for name, value in _SIZES.items() if name in config.to_dict()}
+    if "kv_lora_rank" in values:  # heads share one latent vector, and are as many
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    if hasattr(config, "linear_num_key_heads"):  # or no layer would have attention
+        values["layer_types"] = ["linear_attention", "full_attention"]
     for place, name in enumerate(_TOKENS):
         if hasattr(config, name):
             values[name] = place % 3
@@ -81,7 +92,10 @@ def tiny_family_model(family: Family, head: type[PreTrainedModel] | None = None,
     model = (head or main_head(family))(tiny_config(family, **changes)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
+            if family.router and re.fullmatch(rf"{family.router}|.*embed_tokens\.weight", name):
+                # Some start at zero, or tokens are much alike, and all go to the same experts.
+                parameter.normal_(std=0.0 if name.endswith("bias") else 1.0)
+            elif name.endswith("bias"):
                 parameter.normal_(std=0.1)
     return model
 

@@ -111,7 +111,7 @@ def random_forms(model: PreTrainedModel, recipe: FusionConfig) -> dict[str, PreT
 
 def _twin(model: PreTrainedModel, recipe: FusionConfig, form: str) -> PreTrainedModel:
     """A model as fusion makes it of this one, with random weights; in the form `"narrow"`, without P."""
-    widths = {ffn.name: FFNWidth(width, ffn.width, form) for ffn, width in plan_fusion(model, recipe).widths}
+    widths = {ffn.entry: FFNWidth(width, ffn.width, form) for ffn, width in plan_fusion(model, recipe).widths}
     section = FusionSection(recipe, {"architecture": type(model).__name__}, widths)
     config = convert_config(model.config, config_class(family_of(model.config)), {"mlp_fusion": section.to_dict()})
     with torch.device(model.device):

@@ -66,6 +66,8 @@ def _kind(spec: FFNSpec) -> str:
     kind = "two matrices" if spec.gate is None else "gated"
     if spec.packed is not None:
         kind = "gated, gate and up in one matrix"
+    if spec.stacked:
+        return f"experts in 3-D stacks, {kind}"
     if "(?P<expert>" in spec.pattern:
         kind += ", and experts"
     return kind if spec.activation is not None else f"{kind}, activation a function"

@@ -40,7 +40,6 @@ from ..measure import (
 )
 from ..modeling.find import find_ffns
 from ..modeling.loading import load_stock_model, load_whole
-from ..modeling.modules import FusedMLP
 from ..recipe import FusionConfig
 from .results import add_row, read_kernel, read_rows, write_kernel
 from .row import Costs, Row
@@ -206,9 +205,9 @@ def _row(subject: Subject, config: FusionConfig, row: Row, original: NTK, folder
         ntk_cosine=moved.total.cosine,
         ntk_size=moved.total.size_ratio,
         clusters={
-            ffn.name: sorted(ffn.owner.cluster_sizes.tolist(), reverse=True)
+            ffn.name: sorted(scaling.cluster_sizes.tolist(), reverse=True)
             for ffn in find_ffns(model)
-            if isinstance(ffn.owner, FusedMLP)
+            if (scaling := ffn.scaling) is not None
         },
     )
     return _measured(subject, model, row)

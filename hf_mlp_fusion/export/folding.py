@@ -14,9 +14,10 @@ from ..errors import FusionConfigError, UnsupportedModelError
 from ..fusion import check_whole
 from ..modeling.classes import FusedModelMixin
 from ..modeling.ffn import FFN
-from ..modeling.find import find_ffns
+from ..modeling.find import by_entry, find_ffns
 from ..modeling.modules import ClusterScaling
-from ..recipe import FFNWidth, FusionSection
+from ..modeling.unit_scaling import UnitScaling
+from ..recipe import FusionSection
 from ..tensors import FFNWeights
 
 __all__ = ["fold", "folded_weights", "unfold"]
@@ -50,10 +51,9 @@ def fold(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(f"{type(model).__name__} has no P to fold: it is not fused, or folded already")
     for ffn in ffns:
         folded_weights(ffn)  # raises before anything is changed
-    scalings = {}
     for ffn in ffns:
         ffn.write(ffn.tensors(folded_weights(ffn)))
-        scalings[ffn.name] = ffn.take_scaling()
+    scalings = {group[0].entry: group[0].take_scaling() for group in by_entry(ffns)}
     _set_form(model, scalings, "narrow")
     model.folded_scalings = scalings
 
@@ -77,11 +77,12 @@ def unfold(model: PreTrainedModel) -> None:
     scalings = getattr(model, "folded_scalings", None)
     if not scalings or not isinstance(model, FusedModelMixin):
         raise UnsupportedModelError(f"{type(model).__name__} was not folded here, so there is no P to unfold")
-    for ffn in find_ffns(model):
-        if ffn.name in scalings:
-            scaling = scalings[ffn.name].to(ffn.read().down.device)
-            ffn.write(ffn.tensors(_rescaled(ffn.read(), scaling, torch.div)))
-            ffn.put_scaling(scaling)
+    ffns = [ffn for ffn in find_ffns(model) if ffn.entry in scalings]
+    for ffn in ffns:
+        scaling = scalings[ffn.entry].to(ffn.read().down.device)
+        ffn.write(ffn.tensors(_rescaled(ffn.read(), ffn.part_of(scaling), torch.div)))
+    for group in by_entry(ffns):
+        group[0].put_scaling(scalings[group[0].entry])
     _set_form(model, scalings, "fused")
     model.folded_scalings = None
 
@@ -112,7 +113,7 @@ def folded_weights(ffn: FFN, dtype: torch.dtype | None = None) -> FFNWeights:
 
 def _rescaled(
     weights: FFNWeights,
-    scaling: ClusterScaling,
+    scaling: UnitScaling,
     operation: Callable[[Tensor, Tensor], Tensor],
     dtype: torch.dtype | None = None,
 ) -> FFNWeights:
@@ -131,6 +132,6 @@ def _set_form(model: PreTrainedModel, scalings: dict[str, ClusterScaling], form:
     section = FusionSection.from_dict(model.config.mlp_fusion)
     ffns = dict(section.ffns)
     for name, scaling in scalings.items():
-        kept = scaling.scales if form == "fused" and scaling.scales != (1.0, 1.0) else None
-        ffns[name] = FFNWidth(scaling.cluster_sizes.numel(), scaling.original_width, form, kept)
+        kept = scaling.kept_scales if form == "fused" else None
+        ffns[name] = replace(ffns[name], form=form, scales=kept)
     model.config.mlp_fusion = replace(section, ffns=ffns).to_dict()

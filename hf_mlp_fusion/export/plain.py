@@ -20,7 +20,7 @@ from ..fusion import check_whole
 from ..hub import check_side_files
 from ..modeling.building import convert_config, rebuild
 from ..modeling.classes import FusedModelMixin, stock_class
-from ..modeling.find import find_ffns
+from ..modeling.find import by_entry, find_ffns
 from ..modeling.loading import load_fused_model
 from .folding import folded_weights
 from .onnx import check_onnx, export_onnx
@@ -173,9 +173,9 @@ def plain_model(
     targets = {ffn.name: widths[str(family.width_field_of(ffn.spec))] for ffn in ffns}
 
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(".cluster_sizes")}
-    for ffn in ffns:
-        weights = folded_weights(ffn, dtype).padded(targets[ffn.name])
-        state |= {f"{ffn.full_name}.{name}": tensor for name, tensor in ffn.tensors(weights).items()}
+    for group in by_entry(ffns):
+        each = [ffn.tensors(folded_weights(ffn, dtype).padded(targets[ffn.name])) for ffn in group]
+        state |= {f"{group[0].full_name}.{name}": group[0].joined([own[name] for own in each]) for name in each[0]}
     config = convert_config(model.config, getattr(transformers, family.config_class), {})
     values = config.to_dict()
     with_widths(model.config, values, ffns, widths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -50,14 +51,15 @@ def with_widths(config: PreTrainedConfig, values: dict[str, Any], ffns: Sequence
         ffns: The FFNs.
         widths: What `stock_widths` returned.
     """
-    for spec in {ffn.spec for ffn in ffns}:
+    # Values that follow from others come last, and are told what these have become.
+    for spec in sorted({ffn.spec for ffn in ffns}, key=lambda spec: spec.field_value is not None):
         field = _field(config, spec)
         *path, name = field.split(".")
-        place, owner = values, config
+        place = values
         for step in path:
-            place, owner = place[step], getattr(owner, step)
+            place = place[step]
         width = widths[field]
-        place[name] = width if spec.field_value is None else spec.field_value(owner, width)
+        place[name] = width if spec.field_value is None else spec.field_value(SimpleNamespace(**place), width)
 
 
 def check_widths(stock: type[PreTrainedModel], config: PreTrainedConfig, targets: dict[str, int]) -> None:

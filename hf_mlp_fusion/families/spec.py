@@ -25,11 +25,13 @@ class FFNSpec:
         gate: Path of the gate projection, in gated FFNs whose gate is a module of its own.
         packed: How `up` holds both gate and up projection, where it does: `"halves"` (the gate first) or
             `"interleaved"` (gate and up in turn, the gate first).
+        stacked: Whether the host keeps its experts as 3-D parameters, an expert an entry. `up` and `down` are their
+            names then, `gate` is that of `up` where it holds gates too, and the host says how they lie in it.
         function: transformers' name (`ACT2FN`) of the activation, where it is no module.
         width_field: Name of the config field that holds the width, dotted where it lies in a sub-config; where none is
             given, the family's.
-        field_value: What that field is for a width, where it is another number; takes the config (or sub-config) and
-            the width.
+        field_value: What that field is for a width, where it is another number; takes the values of the
+            config (or sub-config), the other widths in their place, and the width.
         padding: How tokens that are padding are told: `"mask"` (the attention mask has one number a token), `"cut"`
             (it has one for each of the raw inputs, so rows are cut to what is no padding, and run one by one) or
             `"none"` (there is no padding, as in images).
@@ -42,6 +44,7 @@ class FFNSpec:
     activation: str | None = None
     gate: str | None = None
     packed: str | None = None
+    stacked: bool = False
     function: str | None = None
     width_field: str | None = None
     field_value: Callable[[Any, int], Any] | None = None
@@ -49,13 +52,15 @@ class FFNSpec:
 
     @property
     def layout(self) -> str:
-        """How the weights are kept: `"split"`, each projection a module of its own, or `"packed"`."""
+        """How the weights are kept: `"split"`, each projection a module of its own, `"packed"` or `"stacked"`."""
+        if self.stacked:
+            return "stacked"
         return "split" if self.packed is None else "packed"
 
     @property
     def projections(self) -> dict[str, str]:
         """Paths of the projections below the host, by the part that they hold, the down projection last."""
-        parts = {"up": self.up, "gate": self.gate, "down": self.down}
+        parts = {"up": self.up, "gate": None if self.stacked else self.gate, "down": self.down}
         return {part: path for part, path in parts.items() if path is not None}
 
     @property
@@ -79,7 +84,8 @@ class FFNSpec:
         Args:
             part: `"up"` or `"gate"`.
         """
-        return 2 if self.packed is not None and part == "up" else 1
+        both = self.packed is not None or (self.stacked and self.gate is not None)
+        return 2 if both and part == "up" else 1
 
     def stored_weights(self, form: str, width: int) -> dict[str, int]:
         """The weights of a reduced FFN as a checkpoint holds them.
@@ -94,8 +100,9 @@ class FFNSpec:
         if form == "low_rank":
             halves = ("first.weight", "second.weight")
             return {f"{path}.{half}": width for path in self.projections.values() for half in halves}
+        ending = "" if self.stacked else ".weight"
         return {
-            f"{path}.weight": width if part == "down" else width * self.rows_per_unit(part)
+            f"{path}{ending}": width if part == "down" else width * self.rows_per_unit(part)
             for part, path in self.projections.items()
         }
 

@@ -126,9 +126,9 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
         seconds = (time.perf_counter() - layer_started) / len(group)
         for ffn, _ in group:
             reports.append(_ffn_report(ffn, reduced[ffn.name], method, seconds))
-            host = ffn.spec.host if len(family.specs_of(ffn.name)) > 1 else None
-            widths[ffn.name] = FFNWidth(reports[-1].width, ffn.width, method.form, host=host)
-            _replace(ffn, reduced[ffn.name].weights, method)
+            host = ffn.spec.host if len(family.specs_of(ffn.entry)) > 1 else None
+            widths[ffn.entry] = FFNWidth(reports[-1].width, ffn.width, method.form, host=host)
+        _replace([(ffn, reduced[ffn.name].weights) for ffn, _ in group], method)
         progress.update(len(group))
     progress.close()
 
@@ -227,15 +227,17 @@ def _ffn_report(ffn: FFN, reduced: ReducedFFN[ReducedWeights], method: Method, s
     )
 
 
-def _replace(ffn: FFN, weights: ReducedWeights, method: Method) -> None:
-    """Gives an FFN the method's form, and the weights, whose dtype and device are those of the present ones."""
+def _replace(group: Sequence[tuple[FFN, ReducedWeights]], method: Method) -> None:
+    """Gives the FFNs of a layer the method's form, and weights of the dtype and device of the present ones."""
     form = FORMS[method.form]
-    trainable = {part: module.weight.requires_grad for part, module in ffn.projections.items()}
-    tensors = form.tensors(ffn, weights)
-    form.install(ffn, form.width(weights), ffn.width)
-    ffn.write(tensors)
-    for part, module in ffn.projections.items():
-        module.requires_grad_(trainable[part])  # type: ignore[arg-type]
+    installed = set()
+    for ffn, width, tensors in [(ffn, form.width(weights), form.tensors(ffn, weights)) for ffn, weights in group]:
+        if ffn.entry not in installed:  # the experts of a stack get it together
+            trainable = ffn.trainable()
+            form.install(ffn, width, ffn.width)
+            ffn.set_trainable(trainable)
+            installed.add(ffn.entry)
+        ffn.write(tensors)
 
 
 def _source(model: PreTrainedModel) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def match_kernel_sizes(
         if None in ratios.values():
             logger.warning("no gradient reached %s: the size of its kernels is not matched", ffn.name)
         scales[ffn.name] = _rescale(ffn, {part: ratio or 1.0 for part, ratio in ratios.items()})
-    fused.config.mlp_fusion = FusionSection.from_dict(fused.config.mlp_fusion).with_scales(scales).to_dict()
+    entries = {ffn.entry: ffn.holder.scales for ffn in ffns if ffn.holder is not None}
+    fused.config.mlp_fusion = FusionSection.from_dict(fused.config.mlp_fusion).with_scales(entries).to_dict()
     return scales
 
 

@@ -79,6 +79,7 @@ def plan_fusion(model: PreTrainedModel, config: FusionConfig) -> FusionPlan:
     if not plan.widths:
         reasons = ", ".join(sorted({item.reason for item in plan.skipped}))
         raise FusionConfigError(f"the recipe fuses nothing: {reasons}. Lower multiple_of, or widen layers and targets")
+    _check_stacks(ffns, plan)
     plan.warnings = list(_warnings(plan.widths))
     return plan
 
@@ -116,6 +117,21 @@ def _wanted_width(config: FusionConfig, ffn: FFN) -> tuple[str, int | float | No
     if not isinstance(config.width, dict):
         return "", config.width  # type: ignore[return-value]
     return next(((name, width) for name, width in config.width.items() if fnmatchcase(ffn.name, name)), ("", None))
+
+
+def _check_stacks(ffns: Iterable[FFN], plan: FusionPlan) -> None:
+    """Refuses different widths for the experts of a stack, which keeps them all in one parameter."""
+    widths = {ffn.name: width for ffn, width in plan.widths}
+    stacks: dict[str, set[int | None]] = {}
+    for ffn in ffns:
+        stacks.setdefault(ffn.entry, set()).add(widths.get(ffn.name))
+    for name, found in stacks.items():
+        if len(found) > 1:
+            listed = ", ".join(sorted("all" if width is None else str(width) for width in found))
+            raise FusionConfigError(
+                f"{name} keeps its experts in one parameter, which has one width, and the recipe gives them {listed}: "
+                f"write a pattern for all of them, such as '{name}.*'"
+            )
 
 
 def _units(wanted: int | float, ffn: FFN, config: FusionConfig) -> int:

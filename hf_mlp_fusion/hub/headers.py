@@ -143,9 +143,9 @@ def check_stored_ffns(
     for name in present:
         spec, widths = specs[name], section.ffns[name]
         if widths.form == "fused":
-            scalings[name] = _stored(stored, f"{prefix}{name}.{spec.scaling_path}", widths.width, 1)
+            scalings[name] = _stored(stored, f"{prefix}{name}.{spec.scaling_path}", widths.width, 1 + spec.stacked)
         for path, size in {}.items() if quantized else _weights(spec, widths).items():
-            _stored(stored, f"{prefix}{name}.{path}", size, 2)
+            _stored(stored, f"{prefix}{name}.{path}", size, 2 + spec.stacked)
     known = {f"{prefix}{name}.{specs[name].scaling_path}" for name in scalings}
     for name, tensor in stored.items():
         if not name.endswith(".cluster_sizes"):

@@ -55,7 +55,8 @@ def read_saved(name_or_path: str) -> SavedModel:
     if report_file is None:
         raise BrokenCheckpointError(f"{name_or_path} is fused, but its receipt {REPORT_NAME} is missing")
     report = FusionReport.from_file(report_file)
-    if {ffn.name: ffn.width for ffn in report.ffns} != {name: ffn.width for name, ffn in section.ffns.items()}:
+    widths = {section.entry_of(ffn.name): ffn.width for ffn in report.ffns}
+    if widths != {name: ffn.width for name, ffn in section.ffns.items()}:
         raise BrokenCheckpointError(f"{report_file} does not fit config.json: it is the receipt of another fusion")
     return SavedModel(config, section, report)
 

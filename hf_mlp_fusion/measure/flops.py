@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
+from transformers.integrations import moe  # noqa: F401 (defines operations)
 
 from ..data import Batch, as_batches, evaluating, inputs_of, on_device
 from .step import training_step
 
 __all__ = ["flops"]
+
+
+def _grouped(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
+    """Operations of a product in which each row meets the matrix of its group; or of the gradient of these matrices."""
+    return 2 * math.prod(rows) * weights[-1]
+
+
+# Of what stacks of experts run, which torch does not count.
+_COUNTED = {
+    torch.ops.aten._grouped_mm: _grouped,
+    torch.ops.transformers.grouped_mm_fallback: _grouped,
+}
 
 
 def flops(model: PreTrainedModel, batch: Batch, *, training: bool = False) -> int:
@@ -21,7 +38,8 @@ def flops(model: PreTrainedModel, batch: Batch, *, training: bool = False) -> in
         training: Count a forward and a backward.
     """
     batch = on_device(next(as_batches(model, [batch])), model)
-    with evaluating(model), torch.set_grad_enabled(training), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_COUNTED)
+    with evaluating(model), torch.set_grad_enabled(training), counter:
         if training:
             training_step(model, batch)
         else:

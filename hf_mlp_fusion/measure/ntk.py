@@ -241,8 +241,7 @@ def _slices(model: PreTrainedModel, items: Sequence[tuple[str, Item]], row_bytes
     left = room
     for block, item in items:
         name = _parameter_of(item)
-        unit = parameters[name].stride(0) if isinstance(item, Rows) else 1
-        start, end = (item.start * unit, item.stop * unit) if isinstance(item, Rows) else (0, parameters[name].numel())
+        start, end = _range(parameters[name], item)
         while start < end:
             if not left:
                 yield taken
@@ -252,6 +251,16 @@ def _slices(model: PreTrainedModel, items: Sequence[tuple[str, Item]], row_bytes
             start, left = stop, left - (stop - start)
     if taken:
         yield taken
+
+
+def _range(parameter: Tensor, item: Item) -> tuple[int, int]:
+    """Where the numbers of an item begin and end in its flattened parameter."""
+    if not isinstance(item, Rows):
+        return 0, parameter.numel()
+    if item.expert is not None:
+        first = item.expert * parameter.stride(0)
+        return first + item.start * parameter.stride(1), first + item.stop * parameter.stride(1)
+    return item.start * parameter.stride(0), item.stop * parameter.stride(0)
 
 
 def _add(

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedModelError
 from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
+from ..modeling.rows import Rows
 
 __all__ = ["parameter_blocks", "reduced_ffns", "reduced_pairs"]
 
@@ -14,7 +15,7 @@ __all__ = ["parameter_blocks", "reduced_ffns", "reduced_pairs"]
 def reduced_ffns(fused: PreTrainedModel) -> list[str]:
     """Names of the FFNs that were fused; none in a stock model."""
     section = getattr(fused.config, "mlp_fusion", None)
-    return [ffn.name for ffn in find_ffns(fused) if section and ffn.name in section["ffns"]]
+    return [ffn.name for ffn in find_ffns(fused) if section and ffn.entry in section["ffns"]]
 
 
 def reduced_pairs(original: PreTrainedModel, fused: PreTrainedModel) -> list[tuple[FFN, FFN]]:
@@ -31,12 +32,12 @@ def reduced_pairs(original: PreTrainedModel, fused: PreTrainedModel) -> list[tup
     return [(before[name], after[name]) for name in names]
 
 
-def parameter_blocks(model: PreTrainedModel, names: list[str]) -> dict[str, list[str]]:
-    """The stored weights of FFNs: full parameter names by FFN name.
+def parameter_blocks(model: PreTrainedModel, names: list[str]) -> dict[str, list[str | Rows]]:
+    """The stored weights of FFNs: full parameter names, or what they have of a parameter, by FFN name.
 
     Args:
         model: A stock or fused model.
         names: Names of FFNs.
     """
     found = {ffn.name: ffn for ffn in find_ffns(model)}
-    return {name: found[name].parameter_names() for name in names}
+    return {name: found[name].parameter_items() for name in names}

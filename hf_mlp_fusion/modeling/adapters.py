@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..errors import BrokenCheckpointError
 from ..families import Family
-from .find import find_ffns
+from .find import by_entry, find_ffns
 from .modules import FusedMLP
 
 __all__ = ["add_default_targets", "refuse_other_widths"]
@@ -55,7 +55,7 @@ def refuse_other_widths(model: PreTrainedModel, state_dict: Mapping[str, Tensor]
     Raises:
         BrokenCheckpointError: They belong to the unfused model, or to one that was fused to other widths.
     """
-    for ffn in find_ffns(model):
+    for ffn, *_ in by_entry(find_ffns(model)):
         if not isinstance(owner := ffn.owner, FusedMLP):
             continue
         rows = ffn.spec.rows_per_unit("up")  # of a packed projection

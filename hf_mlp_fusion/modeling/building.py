@@ -40,6 +40,7 @@ def rebuild(
     below = tuple(f"{path}." for path in absent)
     fillers = {name: torch.zeros(t.shape) for name, t in blank.state_dict().items() if name.startswith(below)}
     dtypes = {name: tensor.dtype for name, tensor in state.items()}
+    experts = getattr(model.config, "_experts_implementation", None)
     built: Any = cls.from_pretrained(
         None,
         config=config,
@@ -47,6 +48,7 @@ def rebuild(
         dtype=dtype or model.dtype,
         device_map=None if model.device.type == "cpu" else {"": model.device},
         attn_implementation=model.config._attn_implementation,
+        **({"experts_implementation": experts} if cls._can_set_experts_implementation() else {}),
     )
     for path in absent:
         parent, _, child = path.rpartition(".")

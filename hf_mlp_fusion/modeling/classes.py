@@ -24,7 +24,7 @@ from .adapters import refuse_other_widths
 from .configs import config_class
 from .find import find_ffns
 from .forms import FORMS
-from .loading_checks import check_fused_ffns, check_headers, refuse_tensor_parallelism
+from .loading_checks import check_fused_ffns, check_headers, check_scales, refuse_tensor_parallelism
 from .modules import ClusterScaling, FusedMLP
 
 __all__ = ["FusedModelMixin", "find_class", "fused_class", "stock_class"]
@@ -62,7 +62,7 @@ class FusedModelMixin:
         super().initialize_weights()  # type: ignore[misc]
         for module in self.modules():  # type: ignore[attr-defined]
             if isinstance(module, ClusterScaling):
-                even = even_cluster_sizes(module.cluster_sizes.numel(), module.original_width)
+                even = even_cluster_sizes(module.cluster_sizes.shape[-1], module.original_width)
                 init.copy_(module.cluster_sizes, even)
 
     @classmethod
@@ -140,7 +140,7 @@ def narrow_ffns(model: PreTrainedModel) -> None:
         )
     section = FusionSection.from_dict(model.config.mlp_fusion)
     family = family_of(model.config)
-    found = {ffn.name: ffn for ffn in find_ffns(model)}
+    found = {ffn.entry: ffn for ffn in find_ffns(model)}
     for name, widths in section.ffns.items():
         ffn = found.get(name)
         if ffn is None:
@@ -157,8 +157,9 @@ def narrow_ffns(model: PreTrainedModel) -> None:
                 f"{widths.original_width} units, the model's own fields make it {ffn.width}"
             )
         form.install(ffn, widths.width, widths.original_width)
-        if widths.scales is not None and (scaling := ffn.scaling) is not None:
-            scaling.scales = widths.scales
+        if widths.scales is not None and (holder := ffn.holder) is not None:
+            check_scales(name, widths.scales, holder)
+            holder.scales = widths.scales
 
 
 def _with_fused_names(model: PreTrainedModel) -> list[str] | None:

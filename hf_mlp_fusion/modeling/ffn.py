@@ -6,7 +6,7 @@ FFNs that keep their weights in another layout are subclasses, a file each, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 from ..tensors import FFNWeights, LowRankLinear
 from .modules import ClusterScaling, FusedMLP, fused_mlp_class, narrow_projection, stock_mlp_class, viewed_mlp_class
 from .parts import FFNParts, projection_sizes
+from .unit_scaling import UnitScaling
 
 __all__ = ["FFN"]
 
@@ -71,12 +72,15 @@ class FFN(FFNParts):
         self,
         inputs: Callable[[Tensor], None] | None = None,
         outputs: Callable[[Tensor, Tensor], None] | None = None,
+        gates: Callable[[Tensor], None] | None = None,
     ) -> Iterator[RemovableHandle]:
         """Hooks that hand on what passes through it in a forward.
 
         Args:
             inputs: Called with what the up projection sees, `[..., d_in]`.
             outputs: Called with what the down projection sees, `[..., k]`, and gives, `[..., d_out]`.
+            gates: Called before them with what the router multiplies its output by, `[tokens]`, where it is an expert
+                of a stack; others do not know that.
 
         Yields:
             The handles of the hooks.
@@ -105,10 +109,33 @@ class FFN(FFNParts):
         return isinstance(self.projections["up"], LowRankLinear)
 
     @property
-    def scaling(self) -> ClusterScaling | None:
-        """What holds P; None where the FFN has none."""
+    def holder(self) -> ClusterScaling | None:
+        """The module that holds P, of a stack that of all experts; None where the FFN has none."""
         owner = self.owner
         return owner.scaling if isinstance(owner, FusedMLP) else None
+
+    @property
+    def scaling(self) -> UnitScaling | None:
+        """Its P and its scales; None where the FFN has none."""
+        holder = self.holder
+        return None if holder is None else self.part_of(holder)
+
+    def part_of(self, holder: ClusterScaling) -> UnitScaling:
+        """What a module that holds P holds of this FFN.
+
+        Args:
+            holder: As `holder` or `take_scaling` gives it.
+        """
+        return holder
+
+    @staticmethod
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        """What the FFNs that share a parameter have of it (`tensors`), as the parameter has it: one alone has it all.
+
+        Args:
+            tensors: Of each of them.
+        """
+        return tensors[0]
 
     @property
     def scaling_name(self) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..families import family_of
 from .ffn import FFN
 from .packed import PackedFFN
+from .stacked import StackedFFN
 
-__all__ = ["LAYOUTS", "find_ffns"]
+__all__ = ["LAYOUTS", "by_entry", "find_ffns"]
 
-LAYOUTS: dict[str, type[FFN]] = {"split": FFN, "packed": PackedFFN}
+LAYOUTS: dict[str, type[FFN]] = {"split": FFN, "packed": PackedFFN, "stacked": StackedFFN}
 """Handles by the layout that a spec names (`hf_mlp_fusion.families.spec.FFNSpec`)."""
 
 
@@ -34,16 +37,38 @@ def find_ffns(model: PreTrainedModel) -> Iterator[FFN]:
         for spec, pattern in patterns:
             match = pattern.fullmatch(name)
             # Two kinds may share a name (T5's plain and gated FFNs): the host's class tells them apart.
-            if not match or not any(cls.__name__ == spec.host for cls in type(module).__mro__):
+            host = _unwrapped(module)
+            if not match or not any(cls.__name__ == spec.host for cls in type(host).__mro__):
                 continue
             groups = match.groupdict()
-            expert = groups.get("expert")
-            yield LAYOUTS[spec.layout](
-                name=name,
-                prefix=prefix,
-                host=module,
-                spec=spec,
-                stack=groups.get("stack") or "",
-                layer=int(groups.get("layer") or 0),
-                expert=None if expert is None else int(expert),
-            )
+            parts: dict[str, Any] = {
+                "prefix": prefix,
+                "host": host,
+                "spec": spec,
+                "stack": groups.get("stack") or "",
+                "layer": int(groups.get("layer") or 0),
+            }
+            if spec.layout == "stacked":
+                for expert in range(len(getattr(host, spec.down))):
+                    yield StackedFFN(name=f"{name}.{expert}", expert=expert, place=module, **parts)
+                continue
+            number = groups.get("expert")
+            yield LAYOUTS[spec.layout](name=name, expert=None if number is None else int(number), **parts)
+
+
+def by_entry(ffns: Iterable[FFN]) -> list[list[FFN]]:
+    """FFNs by their entries in the config section: each alone, and the experts of a stack together.
+
+    Args:
+        ffns: The FFNs.
+    """
+    groups: dict[str, list[FFN]] = {}
+    for ffn in ffns:
+        groups.setdefault(ffn.entry, []).append(ffn)
+    return list(groups.values())
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """A module itself, where PEFT has wrapped it for an adapter of its parameters."""
+    unwrap = getattr(module, "get_base_layer", None)
+    return module if unwrap is None else unwrap()

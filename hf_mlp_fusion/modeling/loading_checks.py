@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,15 @@ from ..families import family_of
 from ..hub import check_stored_ffns, stored_tensors
 from ..recipe import FusionSection
 from ..tensors import check_cluster_sizes
-from .find import find_ffns
+from .find import by_entry, find_ffns
 from .forms import FORMS
 from .modules import ClusterScaling
 
-__all__ = ["check_fused_ffns", "check_headers", "check_nothing_missing", "refuse_tensor_parallelism"]
+__all__ = ["check_fused_ffns", "check_headers", "check_nothing_missing", "check_scales", "refuse_tensor_parallelism"]
+
+# Fields of configs that count layers, and experts, which a stack holds in one tensor.
+_LAYERS = ("num_hidden_layers", "num_decoder_layers")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> None:
@@ -33,9 +37,9 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
         BrokenCheckpointError: They did not.
     """
     section = FusionSection.from_dict(model.config.mlp_fusion)
-    ffns = [ffn for ffn in find_ffns(model) if ffn.name in section.ffns]
+    ffns = [group[0] for group in by_entry(find_ffns(model)) if group[0].entry in section.ffns]  # one of a stack
     parts = {name for ffn in ffns for name in ffn.parameter_names()}
-    scalings = tuple(FORMS[section.ffns[ffn.name].form].scaling_name(ffn) for ffn in ffns)
+    scalings = tuple(FORMS[section.ffns[ffn.entry].form].scaling_name(ffn) for ffn in ffns)
     missing = set(loading_info["missing_keys"])
     mismatched = {item[0] if isinstance(item, tuple) else item for item in loading_info["mismatched_keys"]}
     for names, fault in ((missing, "lacks"), (mismatched, "has in another shape")):
@@ -49,7 +53,7 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
     for ffn, name in zip(ffns, scalings, strict=True):
         if name is None:
             continue
-        scaling = ffn.scaling
+        scaling = ffn.holder
         assert scaling is not None
         check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
         scaling.remember()
@@ -74,12 +78,33 @@ def check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, A
     stored = stored_tensors(name_or_path, hub_kwargs, getattr(config, "transformers_weights", None))
     quantized = getattr(config, "quantization_config", None) is not None
     check_stored_ffns(stored, section, family_of(config), quantized=quantized)
-    for name in ("num_hidden_layers", "num_decoder_layers", "num_experts"):
+    largest = max((size for tensor in stored.values() for size in tensor.shape[:1]), default=0)
+    for name, most in [(name, len(stored)) for name in _LAYERS] + [(name, max(largest, len(stored))) for name in _EXPERTS]:
         count = getattr(config, name, None)
-        if isinstance(count, int) and count > len(stored):
+        if isinstance(count, int) and count > most:
             raise BrokenCheckpointError(
                 f"config.json has {name}={count}, but the checkpoint has {len(stored)} tensors in all"
             )
+
+
+def check_scales(name: str, scales: Sequence[Any], holder: ClusterScaling) -> None:
+    """Checks that the config section has the scales of each expert of a stack, and of another FFN one set.
+
+    Args:
+        name: Name of the entry.
+        scales: What it has.
+        holder: The module that holds P.
+
+    Raises:
+        BrokenCheckpointError: It has not.
+    """
+    sets = len(scales) if isinstance(scales[0], tuple) else None
+    experts = len(holder.cluster_sizes) if holder.cluster_sizes.dim() == 2 else None
+    if sets != experts:
+        raise BrokenCheckpointError(
+            f"the mlp_fusion section of config.json is broken: ffns[{name!r:.80}] has the scales of "
+            f"{'one FFN' if sets is None else f'{sets} experts'}, the model has {experts or 'no'} experts there"
+        )
 
 
 def check_nothing_missing(
@@ -127,7 +152,7 @@ def refuse_tensor_parallelism(kwargs: Mapping[str, Any]) -> None:
     """
     plan = kwargs.get("distributed_config")
     sizes = (kwargs.get("tp_plan"), kwargs.get("tp_size"), getattr(plan, "tp_plan", None), getattr(plan, "tp_size", 1))
-    if any(size not in (None, 1) for size in sizes):
+    if any(size not in (None, 1) for size in sizes) or getattr(plan, "enable_expert_parallel", False):
         raise FusionConfigError(
             "tensor parallelism cuts hidden units apart, and P stays whole: for inference export the model "
             "(hf-mlp-fusion export) and load that with tensor parallelism; to train on several GPUs take FSDP2 or DDP"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,19 +11,22 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import BrokenCheckpointError, FusionWarning
 from ..tensors import as_integers, check_cluster_sizes, even_cluster_sizes
+from .unit_scaling import UnitScaling
 
 __all__ = [
     "ClusterScaling",
     "FusedMLP",
+    "View",
     "ViewedMLP",
     "fused_mlp_class",
+    "made_class",
     "narrow_projection",
     "stock_mlp_class",
     "viewed_mlp_class",
 ]
 
 
-class ClusterScaling(nn.Module):
+class ClusterScaling(UnitScaling, nn.Module):
     """The scaling matrix P behind an FFN's activation: σ'(z) = P ⊙ σ(z) (arXiv 2307.08941, eq. 6).
 
     P is an int32 buffer: it is saved with the weights, never trained or decayed, and exact in every dtype the model is
@@ -36,16 +38,11 @@ class ClusterScaling(nn.Module):
         original_width: Units of the FFN before fusion, I.
 
     Attributes:
-        inner_scale: s1 of the NTK calibration (`calibrate_ntk`), 1.0 without one: σ'(z) = s2 P ⊙ σ(s1 z).
-        outer_scale: s2.
         known_sizes: P when it was loaded, on the CPU; None in a model on the meta device.
-        value_scale: s3, in a gated FFN, whose output is linear in the up projection too: s2 s3 stands where s2 does.
 
     Shape:
         Input and output `[..., k]`; `cluster_sizes` `[k]`, int32, positive, summing to I.
     """
-
-    cluster_sizes: Tensor
 
     def __init__(self, activation: nn.Module, width: int, original_width: int) -> None:
         super().__init__()
@@ -58,21 +55,9 @@ class ClusterScaling(nn.Module):
         self.register_buffer("cluster_sizes", even_cluster_sizes(width, original_width))
 
     @property
-    def factor(self) -> Tensor:
-        """s2 s3 P, what the activation is multiplied by, `[k]`."""
-        scale = self.outer_scale * self.value_scale
-        return self.cluster_sizes if scale == 1.0 else self.cluster_sizes * scale
-
-    @property
-    def scales(self) -> tuple[float, ...]:
-        """(s1, s2), or (s1, s2, s3) where there is an s3; can be set."""
-        scales = (self.inner_scale, self.outer_scale, self.value_scale)
-        return scales[:2] if self.value_scale == 1.0 else scales
-
-    @scales.setter
-    def scales(self, scales: Sequence[float]) -> None:
-        """Sets s1 and s2, and s3 where there is one."""
-        self.inner_scale, self.outer_scale, self.value_scale = (*scales, 1.0)[:3]
+    def kept_scales(self) -> tuple[Any, ...] | None:
+        """What the config section keeps of its scales; None where there is nothing to keep."""
+        return None if self.scales == (1.0, 1.0) else self.scales
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Applies the activation and P; the result has the dtype of the activation's."""
@@ -80,7 +65,7 @@ class ClusterScaling(nn.Module):
         return hidden * self.factor.to(hidden.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.original_width} -> {self.cluster_sizes.numel()} units"
+        return f"{self.original_width} -> {self.cluster_sizes.shape[-1]} units"
 
     def remember(self) -> None:
         """Notes P as it is now: P never changes, so that whatever changes it can be undone."""
@@ -154,13 +139,13 @@ class FusedMLP(nn.Module):
 
     @property
     def cluster_sizes(self) -> Tensor:
-        """The diagonal of P: how many original units each unit stands for, `[k]`, int32."""
+        """The diagonal of P: how many original units each unit stands for, `[k]` (of a stack `[experts, k]`), int32."""
         return self.scaling.cluster_sizes
 
     @property
     def width(self) -> int:
         """Hidden units, k."""
-        return self.cluster_sizes.numel()
+        return self.cluster_sizes.shape[-1]
 
     @property
     def original_width(self) -> int:
@@ -190,13 +175,13 @@ class ViewedMLP(FusedMLP):
         def scaled(hidden: Tensor) -> Tensor:
             return getattr(self, self.scaled_child)(self.scaling(hidden))
 
-        return stock_mlp_class(type(self)).forward(_View(self, {self.scaled_child: scaled}), *args, **kwargs)
+        return stock_mlp_class(type(self)).forward(View(self, {self.scaled_child: scaled}), *args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty_viewed_mlp, (stock_mlp_class(type(self)),), self.__dict__
 
 
-class _View:
+class View:
     """A module's attributes, some replaced: what a stock forward can be run on."""
 
     def __init__(self, module: nn.Module, replaced: dict[str, Any]) -> None:
@@ -215,7 +200,7 @@ def fused_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:
     Args:
         stock: Class of the module that holds the FFN's activation, such as `GPT2MLP`.
     """
-    return _made_class(FusedMLP, stock)
+    return made_class(FusedMLP, stock)
 
 
 def viewed_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:
@@ -224,10 +209,16 @@ def viewed_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:
     Args:
         stock: Class of the module that holds the FFN's down projection, such as `EsmOutput`.
     """
-    return _made_class(ViewedMLP, stock)
+    return made_class(ViewedMLP, stock)
 
 
-def _made_class(kind: type[FusedMLP], stock: type[nn.Module]) -> type[FusedMLP]:
+def made_class(kind: type[FusedMLP], stock: type[nn.Module]) -> type[FusedMLP]:
+    """Returns the subclass of a kind of fused FFN and a stock class, always the same one.
+
+    Args:
+        kind: `FusedMLP` or a subclass of it.
+        stock: The stock class.
+    """
     if (kind, stock) not in _FUSED_MLPS:
         members = {"__doc__": f"`{stock.__name__}`, fused.", "__module__": __name__}
         _FUSED_MLPS[kind, stock] = type(f"Fused{stock.__name__}", (kind, stock), members)
@@ -235,12 +226,12 @@ def _made_class(kind: type[FusedMLP], stock: type[nn.Module]) -> type[FusedMLP]:
 
 
 def stock_mlp_class(fused: type[FusedMLP]) -> type[nn.Module]:
-    """Returns the stock FFN class that `fused_mlp_class` or `viewed_mlp_class` made a class from.
+    """Returns the stock FFN class that `made_class` made a class from.
 
     Args:
-        fused: What it returned.
+        fused: What it returned, or a subclass of that, such as torch makes of a module with parametrizations.
     """
-    return fused.__bases__[1]
+    return next(base for base in fused.__mro__ if not issubclass(base, FusedMLP))
 
 
 def _empty_fused_mlp(stock: type[nn.Module]) -> FusedMLP:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ from ..tensors import FFNWeights
 from .ffn import FFN
 from .rows import Rows
 
-__all__ = ["PackedFFN"]
+__all__ = ["PackedFFN", "apart", "together"]
 
 
 class PackedFFN(FFN):
@@ -59,14 +58,34 @@ class PackedFFN(FFN):
         return {"inner": gate, "value": up} | outer
 
     def _apart(self, rows: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-        rows = rows.movedim(dim, 0)
-        parts = rows.chunk(2) if self.spec.packed == "halves" else (rows[0::2], rows[1::2])
-        return parts[0].movedim(0, dim), parts[1].movedim(0, dim)
+        return apart(rows, halves=self.spec.packed == "halves", dim=dim)
 
     def _together(self, gate: Tensor, up: Tensor) -> Tensor:
-        pack: Callable[..., Tensor] = torch.cat if self.spec.packed == "halves" else _interleaved
-        return pack([gate, up])
+        return together(gate, up, halves=self.spec.packed == "halves")
 
 
-def _interleaved(parts: list[Tensor]) -> Tensor:
-    return torch.stack(parts, dim=1).flatten(0, 1)
+def apart(rows: Tensor, *, halves: bool, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """Takes gate and up apart; views.
+
+    Args:
+        rows: Both.
+        halves: Whether the gate is all of the first half; gate and up come in turn otherwise.
+        dim: Dimension of the units.
+    """
+    rows = rows.movedim(dim, 0)
+    parts = rows.chunk(2) if halves else (rows[0::2], rows[1::2])
+    return parts[0].movedim(0, dim), parts[1].movedim(0, dim)
+
+
+def together(gate: Tensor, up: Tensor, *, halves: bool, dim: int = 0) -> Tensor:
+    """Puts gate and up together: the inverse of `apart`.
+
+    Args:
+        gate: The gate's.
+        up: The up projection's.
+        halves: As for `apart`.
+        dim: As for `apart`.
+    """
+    if halves:
+        return torch.cat([gate, up], dim=dim)
+    return torch.stack([gate.movedim(dim, 0), up.movedim(dim, 0)], dim=1).flatten(0, 1).movedim(0, dim)

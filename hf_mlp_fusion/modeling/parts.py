@@ -46,6 +46,16 @@ class FFNParts:
         return f"{self.prefix}{self.name}"
 
     @property
+    def entry(self) -> str:
+        """Name of its entry in the config section: its own, or that of the stack that it is in."""
+        return self.name
+
+    @property
+    def block(self) -> str:
+        """Name within the full model of the module whose output is that of all experts together, for an expert."""
+        return f"{self.prefix}{self.name}".rsplit(".", 2)[0]  # above `experts.expert_0`
+
+    @property
     def projections(self) -> dict[str, nn.Module]:
         """Its projections by the part that they hold: `"up"`, `"gate"` in gated FFNs, and `"down"`."""
         return {part: self.host.get_submodule(path) for part, path in self.spec.projections.items()}
@@ -117,6 +127,23 @@ class FFNParts:
     def parameter_names(self) -> list[str]:
         """Names of its parameters in the full model, whatever form it has."""
         return [name for part in self.projections for name in self._names(part)]
+
+    def parameter_items(self) -> list[str | Rows]:
+        """Its stored weights: names of parameters, or what it has of them."""
+        return [*self.parameter_names()]
+
+    def trainable(self) -> dict[str, bool]:
+        """Which of its weights train, by what they are."""
+        return {part: bool(module.weight.requires_grad) for part, module in self.projections.items()}
+
+    def set_trainable(self, trainable: Mapping[str, bool]) -> None:
+        """Lets weights train or not.
+
+        Args:
+            trainable: What `trainable` returned, before it got another form.
+        """
+        for part, module in self.projections.items():
+            module.requires_grad_(trainable[part])
 
     def kernel_parts(self) -> dict[str, list[str | Rows]]:
         """The parameters whose Adam kernels can be given another size: what s1, s2 and s3 scale.

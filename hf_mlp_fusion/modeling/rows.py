@@ -15,8 +15,10 @@ class Rows:
         parameter: Name of the weight or bias in the full model.
         start: First unit.
         stop: Behind the last unit.
+        expert: The expert whose units they are, in a parameter that holds a stack of experts.
     """
 
     parameter: str
     start: int
     stop: int
+    expert: int | None = None

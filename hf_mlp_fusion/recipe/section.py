@@ -26,7 +26,8 @@ class FFNWidth:
         width: Hidden units now, k.
         original_width: Hidden units before, I.
         form: What it has become: `"fused"`, or what a baseline makes (`hf_mlp_fusion.modeling.forms.FORMS`).
-        scales: s1 and s2 of the NTK calibration, where there was one, and s3 of a gated FFN.
+        scales: s1 and s2 of the NTK calibration, where there was one, and s3 of a gated FFN; of a stack, those of each
+            expert.
         host: Class of its stock module, where the family has several kinds of FFN under one name (T5's plain and
             gated ones).
     """
@@ -34,7 +35,7 @@ class FFNWidth:
     width: int
     original_width: int
     form: str = "fused"
-    scales: tuple[float, ...] | None = None
+    scales: tuple[Any, ...] | None = None
     host: str | None = None
 
 
@@ -68,14 +69,23 @@ class FusionSection:
         values = {"recipe": self.recipe.to_dict(), "source": self.source, "ffns": ffns}
         return values if self.method == "fusion" else values | {"method": self.method}
 
-    def with_scales(self, scales: Mapping[str, tuple[float, ...]]) -> FusionSection:
+    def with_scales(self, scales: Mapping[str, tuple[Any, ...]]) -> FusionSection:
         """The section with the scales of an NTK calibration.
 
         Args:
-            scales: s1, s2 and, where there is one, s3 by FFN name; the other FFNs keep theirs.
+            scales: s1, s2 and, where there is one, s3 by name of the entry, of a stack those of each expert; the other
+                entries keep theirs.
         """
         ffns = {name: replace(ffn, scales=scales.get(name, ffn.scales)) for name, ffn in self.ffns.items()}
         return replace(self, ffns=ffns)
+
+    def entry_of(self, name: str) -> str:
+        """Name of the entry that speaks of an FFN: its own, or that of the stack of experts that it is in.
+
+        Args:
+            name: The FFN's name within the base model, as receipts have it.
+        """
+        return name if name in self.ffns else name.rpartition(".")[0]
 
     @classmethod
     def from_dict(cls, values: object) -> FusionSection:
@@ -128,9 +138,11 @@ class FusionSection:
         return cls(recipe, dict(values["source"]), ffns, method)
 
 
-def _scales(name: str, values: object) -> tuple[float, ...] | None:
+def _scales(name: str, values: object) -> tuple[Any, ...] | None:
     if values is None:
         return None
+    if isinstance(values, Sequence) and values and all(isinstance(value, list | tuple) for value in values):
+        return tuple(_scales(name, value) for value in values)  # of a stack
     if (
         not isinstance(values, Sequence)
         or len(values) not in (2, 3)

@@ -40,7 +40,7 @@ def check_cluster_sizes(sizes: Tensor, original_width: int, name: str) -> None:
     """Checks that a tensor can be the diagonal of P.
 
     Args:
-        sizes: The tensor, shape `[k]`.
+        sizes: The tensor, shape `[k]`, or `[experts, k]` of a stack.
         original_width: I, which the sizes must sum to.
         name: Its name in the checkpoint, for the message.
 
@@ -54,8 +54,8 @@ def check_cluster_sizes(sizes: Tensor, original_width: int, name: str) -> None:
         fault = f"it holds {int(sizes.min())}, cluster sizes are positive"
     elif int(sizes.max()) > original_width:  # such a sum might overflow
         fault = f"it holds {int(sizes.max())}, the layer had {original_width} units"
-    elif int(sizes.sum()) != original_width:
-        fault = f"it sums to {int(sizes.sum())}, the layer had {original_width} units"
+    elif wrong := [total for total in sizes.sum(-1).flatten().tolist() if total != original_width]:
+        fault = f"it sums to {wrong[0]}, the layer had {original_width} units"
     if fault:
         raise BrokenCheckpointError(
             f"the checkpoint's scaling matrix {name!r} is broken: {fault}. Fuse the original model again, "

@@ -79,17 +79,26 @@ class MomentSums:
         self.centred = centred
         self.count = 0
         self._sums: list[Tensor] = []
+        # Near the means, where the products of centred moments lose no digits; zero where they are about zero.
+        self._origin: tuple[Tensor, Tensor] | None = None
 
-    def add(self, hidden: Tensor, output: Tensor) -> None:
+    def add(self, hidden: Tensor, output: Tensor, weights: Tensor | None = None) -> None:
         """Adds tokens.
 
         Args:
             hidden: Activations, `[n, I]`.
             output: Output wanted, `[n, d]`.
+            weights: How much each token's squared error matters, `[n]`; 1 if not given.
         """
-        for h, y in zip(hidden.float().split(_TOKENS), output.float().split(_TOKENS), strict=True):
+        h_all, y_all = hidden.float(), output.float()
+        w_all = h_all.new_ones(len(h_all)) if weights is None else weights.float()
+        for h, y, w in zip(h_all.split(_TOKENS), y_all.split(_TOKENS), w_all.split(_TOKENS), strict=True):
             self.count += len(h)
-            sums = [h.T @ h, h.T @ y, h.sum(0), y.sum(0), y.square().sum()]
+            if self.centred:
+                self._origin = self._origin or (h.mean(0), y.mean(0))
+                h, y = h - self._origin[0], y - self._origin[1]  # noqa: PLW2901
+            h_w, y_w = (h, y) if weights is None else (h * w[:, None], y * w[:, None])
+            sums = [h_w.T @ h, h_w.T @ y, h_w.sum(0), y_w.sum(0), (y_w * y).sum(), w.sum()]
             if not self._sums:
                 self._sums = [item.double() for item in sums]
             else:
@@ -104,11 +113,14 @@ class MomentSums:
         """
         if not self.count:
             raise ValueError("no token was seen")
-        gram, cross, h_mean, y_mean, y_square = (item / self.count for item in self._sums)
+        *sums, total = self._sums
+        gram, cross, h_mean, y_mean, y_square = (item / total for item in sums)
         if self.centred:
             gram = gram - torch.outer(h_mean, h_mean)
             cross = cross - torch.outer(h_mean, y_mean)
             y_square = y_square - y_mean @ y_mean
+            assert self._origin is not None
+            h_mean, y_mean = h_mean + self._origin[0], y_mean + self._origin[1]
         else:
             h_mean, y_mean = torch.zeros_like(h_mean), torch.zeros_like(y_mean)
         return Moments(self.count, gram, cross, h_mean, y_mean, max(float(y_square), 0.0))

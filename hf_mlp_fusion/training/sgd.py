@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Sequence
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from ..modeling.ffn import FFN
-from ..modeling.find import find_ffns
-from ..modeling.modules import ClusterScaling
+from ..modeling.find import by_entry, find_ffns
 from ..tensors import FFNWeights
 
 __all__ = ["scale_gradients_for_sgd"]
@@ -51,12 +51,10 @@ def scale_gradients_for_sgd(model: PreTrainedModel) -> contextlib.ExitStack:
     """
     undo = contextlib.ExitStack()
     hooked = 0
-    for ffn in find_ffns(model):
-        if (scaling := ffn.scaling) is None:
-            continue
-        for name, parameter in ffn.host.named_parameters():
-            if parameter.requires_grad and name in _divisors(ffn, scaling):
-                hook = functools.partial(_divided, ffn, scaling, name)
+    for group in by_entry(ffn for ffn in find_ffns(model) if ffn.is_fused):
+        for name, parameter in group[0].host.named_parameters():
+            if parameter.requires_grad and name in _divisors(group[0]):
+                hook = functools.partial(_divided, group, name)
                 undo.callback(parameter.register_hook(hook).remove)
                 hooked += 1
     if not hooked:
@@ -64,14 +62,16 @@ def scale_gradients_for_sgd(model: PreTrainedModel) -> contextlib.ExitStack:
     return undo
 
 
-def _divided(ffn: FFN, scaling: ClusterScaling, name: str, gradient: Tensor) -> Tensor:
-    """A gradient divided unit by unit."""
+def _divided(group: Sequence[FFN], name: str, gradient: Tensor) -> Tensor:
+    """A gradient divided unit by unit; a group is one FFN, or the experts of a stack."""
     # Read anew each time: P moves with the model, and a checkpoint may have been loaded.
-    return gradient / _divisors(ffn, scaling)[name].to(gradient.dtype)
+    return gradient / group[0].joined([_divisors(ffn)[name] for ffn in group]).to(gradient.dtype)
 
 
-def _divisors(ffn: FFN, scaling: ClusterScaling) -> dict[str, Tensor]:
+def _divisors(ffn: FFN) -> dict[str, Tensor]:
     """What the gradients of an FFN's parameters are divided by, as tensors that broadcast, by name below the host."""
+    scaling = ffn.scaling
+    assert scaling is not None
     sizes = scaling.cluster_sizes
     seen, value, outer = (
         sizes * scale**2 for scale in (scaling.inner_scale, scaling.value_scale, scaling.outer_scale)

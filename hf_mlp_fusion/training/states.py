@@ -60,11 +60,14 @@ def ffn_outputs(run: Callable[..., Any], model: PreTrainedModel, names: Sequence
     blocks: dict[nn.Module, bool] = {}
     for ffn in find_ffns(model):
         if ffn.name in names:
-            mixture = ffn.full_name.rsplit(".", 2)[0]  # above `experts.expert_0`
-            block = ffn.exit if ffn.expert is None else model.get_submodule(mixture)
+            block = ffn.exit if ffn.expert is None else model.get_submodule(ffn.block)
             blocks[block] = ffn.stack == "decoder"
     found: dict[nn.Module, Tensor] = {}
-    hooks = [block.register_forward_hook(lambda block, _, output: found.update({block: output})) for block in blocks]
+
+    def keep(block: nn.Module, _: Any, output: Any) -> None:
+        found[block] = output[0] if isinstance(output, tuple) else output  # some give the router's scores besides
+
+    hooks = [block.register_forward_hook(keep) for block in blocks]
     try:
         with few_logits(model):
             run(**batch, use_cache=False)

@@ -50,9 +50,10 @@ def _shapes(model: PreTrainedModel, section: FusionSection) -> tuple[dict[str, t
     reduced: tuple[str, ...] = ()
     for ffn in find_ffns(model):
         width = ffn.width
-        if ffn.name in section.ffns:
-            reduced += tuple(f"{ffn.name}.{path}." for path in ffn.spec.projections.values())
-            width = section.ffns[ffn.name].original_width if isinstance(model, FusedModelMixin) else width
+        if ffn.entry in section.ffns:
+            ending = "" if ffn.spec.stacked else "."
+            reduced += tuple(f"{ffn.entry}.{path}{ending}" for path in ffn.spec.projections.values())
+            width = section.ffns[ffn.entry].original_width if isinstance(model, FusedModelMixin) else width
         ffns[ffn.name] = (ffn.hidden_size, width, ffn.output_size)
     parameters = model.base_model.named_parameters()
     return ffns, {name: tuple(value.shape) for name, value in parameters if not name.startswith(reduced)}

@@ -16,7 +16,7 @@ from hf_mlp_fusion.measure import flops, latency, ntk_error, output_error
 from hf_mlp_fusion.measure.scalars import scalar_outputs
 from hf_mlp_fusion.modeling.find import find_ffns
 
-HALF = FusionConfig(width=WIDTH // 2)
+HALF = FusionConfig(width=WIDTH // 2, targets="all")
 pytestmark = pytest.mark.parametrize("name", sorted(FAMILIES))
 
 
@@ -25,9 +25,9 @@ def test_fuse_save_load(name, tmp_path):
     ffns = list(find_ffns(model))
     assert {ffn.width for ffn in ffns} == {WIDTH} or name.startswith("dinov2") or name == "bloom"
     width = ffns[0].width
-    assert output_of_any(fuse_model(model, FusionConfig(width=width))).equal(output_of_any(model))
+    assert output_of_any(fuse_model(model, FusionConfig(width=width, targets="all"))).equal(output_of_any(model))
 
-    fused = fuse_model(model, FusionConfig(width=width // 2))
+    fused = fuse_model(model, FusionConfig(width=width // 2, targets="all"))
     assert type(fused).__name__ == f"Fused{type(model).__name__}"
     assert all(ffn.is_fused and ffn.width == width // 2 for ffn in find_ffns(fused))
     assert not output_of_any(fused).equal(output_of_any(model))
@@ -43,7 +43,7 @@ def test_calibrate_export_adapt_train(name, tmp_path):
     model = tiny_family_model(FAMILIES[name])
     width = next(find_ffns(model)).width
     batches = [inputs_of_any(model, batch=4, seed=seed) for seed in range(4)]
-    fused = fuse_model(model, FusionConfig(width=width // 2), calibration=batches)
+    fused = fuse_model(model, FusionConfig(width=width // 2, targets="all"), calibration=batches)
     assert all(report.tokens > 0 and report.method == "obs+output" for report in fused.fusion_report.ffns)
 
     family = FAMILIES[name]
@@ -56,7 +56,9 @@ def test_calibrate_export_adapt_train(name, tmp_path):
         torch.testing.assert_close(output_of_any(plain), output_of_any(fused), rtol=1e-4, atol=1e-4)
 
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
-    adapted = get_peft_model(fused, LoraConfig(r=2, fan_in_fan_out=transposed)).train()
+    stacked = any(spec.stacked for spec in family.ffns)  # PEFT has no default targets for these, fused or not
+    lora = LoraConfig(r=2, fan_in_fan_out=transposed, target_modules=["o_proj"] if stacked else None)
+    adapted = get_peft_model(fused, lora).train()
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
     batch = dict(batches[0])
     if objective_of(model) in LANGUAGE_OBJECTIVES:
@@ -70,7 +72,7 @@ def test_measures(name):
     """None of them asks for texts."""
     model = tiny_family_model(FAMILIES[name])
     width = next(find_ffns(model)).width
-    fused = fuse_model(model, FusionConfig(width=width // 2))
+    fused = fuse_model(model, FusionConfig(width=width // 2, targets="all"))
     batches = [inputs_of_any(model, batch=2, seed=seed) for seed in range(2)]
     error = output_error(model, fused, batches)
     assert 0 < error.mean < 10
@@ -85,7 +87,7 @@ def test_every_head_is_registered(name):
     family = FAMILIES[name]
     stock_config = getattr(transformers, family.config_class)
     fused_config = type(
-        fuse_model(tiny_family_model(family), HALF if name != "bloom" else FusionConfig(width=32)).config
+        fuse_model(tiny_family_model(family), HALF if name != "bloom" else FusionConfig(width=32, targets="all")).config
     )
     heads = list(auto_models_of(stock_config))
     assert heads

@@ -1,0 +1,261 @@
+"""The modules of a fused stack of experts: `StackScaling` (P of each expert) and `StackedMLP`.
+
+A stack keeps its experts as 3-D parameters. How they lie in them, its module says of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.moe import use_experts_implementation
+
+from ..tensors import even_cluster_sizes
+from .modules import ClusterScaling, FusedMLP, View, made_class, stock_mlp_class
+from .unit_scaling import UnitScaling
+
+__all__ = ["ExpertScaling", "StackScaling", "StackShape", "StackedMLP", "stacked_mlp_class"]
+
+
+@dataclass(frozen=True)
+class StackShape:
+    """How the 3-D parameters of a stack hold its experts.
+
+    Args:
+        up: Name of the parameter that holds the up projections, and the gates where there are some.
+        transposed: Whether an expert's weights are `[inputs, outputs]`, not `[outputs, inputs]` as in `nn.Linear`.
+        gated: Whether `up` holds gates too.
+        halves: Whether it holds all gate units of an expert first, and not gate and up in turn.
+        plain_gate: Whether a unit is act(gate) · up: its output is linear in the up projection.
+    """
+
+    up: str
+    transposed: bool
+    gated: bool
+    halves: bool
+    plain_gate: bool
+
+    @classmethod
+    def of(cls, host: nn.Module, up: str, down: str) -> StackShape:
+        """Reads it off the module.
+
+        Args:
+            host: The module that holds the parameters.
+            up: Name of the parameter of the up projections.
+            down: Name of that of the down projections.
+        """
+        gated = bool(getattr(host, "has_gate", True))
+        transposed = getattr(host, "is_transposed", None)
+        if transposed is None:  # Llama 4 does not say: the outputs of one are the inputs of the other
+            first, second = getattr(host, up).shape, getattr(host, down).shape
+            transposed = first[2] == second[1] * (2 if gated else 1) and first[1] == second[2]
+        # Classes without a gate function of their own get one by `use_experts_implementation`.
+        gate = getattr(type(host), "_apply_gate", None)
+        plain = gate is None or gate.__module__ == use_experts_implementation.__module__
+        return cls(up, bool(transposed), gated, bool(getattr(host, "is_concatenated", True)), plain)
+
+    def units(self, values: Tensor) -> Tensor:
+        """Numbers of each unit, `[experts, k]`, shaped to multiply a down projection."""
+        return values[:, :, None] if self.transposed else values[:, None, :]
+
+
+class ExpertScaling(UnitScaling):
+    """P of one expert of a stack, and its scales as they are now.
+
+    Args:
+        stack: The stack's.
+        expert: Number of the expert.
+    """
+
+    def __init__(self, stack: StackScaling, expert: int) -> None:
+        self.stack, self.expert = stack, expert
+        self.cluster_sizes, self.original_width = stack.cluster_sizes[expert], stack.original_width
+        self.inner_scale, self.outer_scale, self.value_scale = stack.expert_scales[expert]
+
+    @UnitScaling.scales.setter  # type: ignore[attr-defined, untyped-decorator]
+    def scales(self, scales: Sequence[float]) -> None:
+        """Sets s1 and s2, and s3 where there is one, in the stack."""
+        self.inner_scale, self.outer_scale, self.value_scale = (*scales, 1.0)[:3]
+        self.stack.expert_scales[self.expert] = (self.inner_scale, self.outer_scale, self.value_scale)
+        self.stack.scale_tensors.clear()
+
+
+class StackScaling(ClusterScaling):
+    """P of each expert of a stack, one row an expert.
+
+    Args:
+        experts: Number of experts.
+        width: Units of each fused expert, k.
+        original_width: Units of each before fusion, I.
+
+    Attributes:
+        expert_scales: (s1, s2, s3) of each expert.
+        scale_tensors: s1 of all experts and s2 s3 of all, `[experts, 1]`, by device, made when they are needed.
+
+    Shape:
+        `cluster_sizes` `[experts, k]`, int32.
+    """
+
+    def __init__(self, experts: int, width: int, original_width: int) -> None:
+        super().__init__(nn.Identity(), width, original_width)
+        self.cluster_sizes = even_cluster_sizes(width, original_width).repeat(experts, 1)
+        self.expert_scales = [(1.0, 1.0, 1.0)] * experts
+        self.scale_tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def of(self, expert: int) -> ExpertScaling:
+        """P of one expert.
+
+        Args:
+            expert: Its number.
+        """
+        return ExpertScaling(self, expert)
+
+    @property
+    def factor(self) -> Tensor:
+        """s2 s3 P of each expert, `[experts, k]`."""
+        if all(outer * value == 1.0 for _, outer, value in self.expert_scales):
+            return self.cluster_sizes
+        return self.cluster_sizes * self._tensors()[1]
+
+    @property
+    def inner(self) -> Tensor | None:
+        """s1 of each expert, `[experts, 1]`; None where all are 1."""
+        return None if all(inner == 1.0 for inner, _, _ in self.expert_scales) else self._tensors()[0]
+
+    @property
+    def scales(self) -> tuple[Any, ...]:
+        """The scales of each expert, as `UnitScaling` has one's; can be set."""
+        return tuple(self.of(expert).scales for expert in range(len(self.expert_scales)))
+
+    @scales.setter
+    def scales(self, scales: Sequence[Sequence[float]]) -> None:
+        for expert, values in enumerate(scales):
+            self.of(expert).scales = values  # type: ignore[assignment]
+
+    @property
+    def kept_scales(self) -> tuple[Any, ...] | None:
+        """What the config section keeps of its scales; None where there is nothing to keep."""
+        return None if set(self.expert_scales) == {(1.0, 1.0, 1.0)} else self.scales
+
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        device = self.cluster_sizes.device
+        if device not in self.scale_tensors:
+            inner = [[inner] for inner, _, _ in self.expert_scales]
+            outer = [[outer * value] for _, outer, value in self.expert_scales]
+            self.scale_tensors[device] = torch.tensor(inner, device=device), torch.tensor(outer, device=device)
+        return self.scale_tensors[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"scale_tensors": {}}
+
+
+class StackedMLP(FusedMLP):
+    """A fused stack of experts: the stock forward, whatever implementation it takes, runs on a view that has P.
+
+    P stands where it costs least. Behind the activations it costs rows · k, which a compiler makes part of the gate's
+    own kernel; in the weights of the down projections experts · k · d. The stock forward of each expert in turn
+    (`"eager"`) multiplies the weights of the experts that it comes to.
+
+    Attributes:
+        stack_shape: How the parameters hold the experts.
+    """
+
+    stack_shape: StackShape
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the stock class's."""
+        stock = stock_mlp_class(type(self))
+        return stock.forward(View(self, self._with_p(args, kwargs)), *args, **kwargs)
+
+    def _with_p(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the view has in the place of the module's own."""
+        implementation = getattr(getattr(self, "config", None), "_experts_implementation", None)
+        if not hasattr(self, "has_gate"):  # not decorated: it has one implementation, whatever the config says
+            return self._weights(_Scaled.whole)
+        if implementation in ("batched_mm", "grouped_mm") and not getattr(self, "_is_expert_parallel", False):
+            index = args[1] if len(args) > 1 else kwargs.get("top_k_index")
+            if index is not None and (implementation == "batched_mm" or self._activations_pay(index)):
+                rows = index.reshape(-1)
+                return self._activations(rows if implementation == "batched_mm" else torch.sort(rows)[0])
+        return self._weights(_Scaled if implementation == "eager" else _Scaled.whole)
+
+    def _activations_pay(self, index: Tensor) -> bool:
+        """Whether P behind the activations is cheaper than in the weights: by what each reads and writes."""
+        experts, outputs, inputs = self.down_proj.shape
+        size = inputs if self.stack_shape.transposed else outputs
+        return torch.compiler.is_compiling() or 2 * index.numel() <= experts * size
+
+    def _activations(self, experts: Tensor) -> dict[str, Any]:
+        """P and s1 behind and before the activation.
+
+        Args:
+            experts: The expert of each row, in the order in which the stock forward has the rows.
+        """
+        scaling, stock = self.scaling, stock_mlp_class(type(self))
+        assert isinstance(scaling, StackScaling)
+        factor, inner, activation = scaling.factor, scaling.inner, getattr(self, "act_fn", None)
+
+        def seen(rows: Tensor) -> Tensor:
+            assert activation is not None and inner is not None
+            return activation(rows * inner.to(rows.dtype)[experts])  # type: ignore[no-any-return]
+
+        own = self if inner is None else View(self, {"act_fn": seen})
+        name = "_apply_gate" if self.stack_shape.gated else "act_fn"
+
+        def scaled(rows: Tensor) -> Tensor:
+            hidden: Tensor = stock._apply_gate(own, rows) if self.stack_shape.gated else own.act_fn(rows)  # type: ignore[operator]
+            return hidden * factor.to(hidden.dtype)[experts]
+
+        return {name: scaled}
+
+    def _weights(self, scaled: Callable[[Tensor, Tensor], Any]) -> dict[str, Any]:
+        """P and s1 in the weights."""
+        scaling, shape = self.scaling, self.stack_shape
+        assert isinstance(scaling, StackScaling)
+        replaced = {"down_proj": scaled(self.down_proj, shape.units(scaling.factor))}
+        if (inner := scaling.inner) is None:
+            return replaced
+        up = getattr(self, shape.up)
+        count = up.shape[2 if shape.transposed else 1]
+        rows = inner.expand(-1, count).clone()  # of gates alone, where there are some: all first
+        if shape.gated:
+            rows[:, count // 2 :] = 1.0
+        replaced[shape.up] = scaled(up, rows[:, None, :] if shape.transposed else rows[:, :, None])
+        if hasattr(self, f"{shape.up}_bias"):
+            replaced[f"{shape.up}_bias"] = scaled(getattr(self, f"{shape.up}_bias"), rows)
+        return replaced
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty_stacked_mlp, (stock_mlp_class(type(self)),), self.__dict__
+
+
+class _Scaled:
+    """A parameter of a stack times numbers: of the experts that are asked for, when they are."""
+
+    def __init__(self, parameter: Tensor, factor: Tensor) -> None:
+        self.parameter, self.factor = parameter, factor.to(parameter.dtype)
+
+    def __getitem__(self, expert: Tensor | int) -> Tensor:
+        return self.parameter[expert] * self.factor[expert]
+
+    @staticmethod
+    def whole(parameter: Tensor, factor: Tensor) -> Tensor:
+        """Of all experts, now."""
+        return parameter * factor.to(parameter.dtype)
+
+
+def stacked_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:
+    """Returns the subclass of `StackedMLP` and a stock class, always the same one.
+
+    Args:
+        stock: Class of the module that holds the parameters, such as `MixtralExperts`.
+    """
+    return made_class(StackedMLP, stock)
+
+
+def _empty_stacked_mlp(stock: type[nn.Module]) -> FusedMLP:
+    stacked = stacked_mlp_class(stock)
+    return stacked.__new__(stacked)

@@ -1,0 +1,44 @@
+"""`UnitScaling`: P and the numbers of the NTK calibration, of one FFN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+__all__ = ["UnitScaling"]
+
+
+class UnitScaling:
+    """P of one FFN, and the numbers of its NTK calibration.
+
+    Attributes:
+        cluster_sizes: The diagonal of P, `[k]`, int32.
+        original_width: Units of the FFN before fusion, I.
+        inner_scale: s1 of the NTK calibration (`calibrate_ntk`), 1.0 without one: σ'(z) = s2 P ⊙ σ(s1 z).
+        outer_scale: s2.
+        value_scale: s3, in a gated FFN, whose output is linear in the up projection too: s2 s3 stands where s2 does.
+    """
+
+    cluster_sizes: Tensor
+    original_width: int
+    inner_scale: float
+    outer_scale: float
+    value_scale: float
+
+    @property
+    def factor(self) -> Tensor:
+        """s2 s3 P, what the activation is multiplied by, `[k]`."""
+        scale = self.outer_scale * self.value_scale
+        return self.cluster_sizes if scale == 1.0 else self.cluster_sizes * scale
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """(s1, s2), or (s1, s2, s3) where there is an s3; can be set."""
+        scales = (self.inner_scale, self.outer_scale, self.value_scale)
+        return scales[:2] if self.value_scale == 1.0 else scales
+
+    @scales.setter
+    def scales(self, scales: Sequence[float]) -> None:
+        """Sets s1 and s2, and s3 where there is one."""
+        self.inner_scale, self.outer_scale, self.value_scale = (*scales, 1.0)[:3]
