@@ -18,7 +18,7 @@ from .. import __version__
 from ..data import Progress
 from ..errors import FusionConfigError, FusionWarning, UnsupportedModelError
 from ..families import family_of
-from ..modeling.building import convert_config, rebuild
+from ..modeling.building import check_built, convert_config, rebuild
 from ..modeling.classes import FusedModelMixin, fused_class
 from ..modeling.configs import config_class
 from ..modeling.ffn import FFN
@@ -185,7 +185,8 @@ def check_whole(model: PreTrainedModel) -> None:
         model: The model, stock or fused.
 
     Raises:
-        UnsupportedModelError: They are not, and why; or its family is not supported.
+        UnsupportedModelError: They are not, and why; or its family is not supported, or the model is not what its
+            class and config build.
     """
     if not isinstance(model, PreTrainedModel):
         hint = "; call merge_and_unload() first" if hasattr(model, "peft_config") else ""
@@ -197,6 +198,7 @@ def check_whole(model: PreTrainedModel) -> None:
     family_of(model.config)
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise UnsupportedModelError("some weights are offloaded or on the meta device: load the model without that")
+    check_built(model)
 
 
 def _from_gguf(model: PreTrainedModel) -> bool:
@@ -252,7 +254,7 @@ def _build(working: PreTrainedModel, section: FusionSection, inplace: bool) -> A
     config_type = config_class(family_of(working.config))
     config = convert_config(working.config, config_type, {"mlp_fusion": section.to_dict()})
     fused = rebuild(working, fused_class(type(working)), config, working.state_dict())
-    stock_parameters = dict(working.named_parameters())
+    stock_parameters = dict(working.named_parameters(remove_duplicate=False))
     for name, parameter in fused.named_parameters():
         parameter.requires_grad_(stock_parameters[name].requires_grad)
     if inplace:

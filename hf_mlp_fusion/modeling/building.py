@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["convert_config", "rebuild"]
+from ..errors import UnsupportedModelError
+
+__all__ = ["check_built", "convert_config", "rebuild"]
 
 
 def rebuild(
@@ -21,7 +24,8 @@ def rebuild(
 ) -> Any:
     """Builds a model from tensors, with the device, mode and generation config of another.
 
-    The public `from_pretrained` does it: it ties weights, fills unsaved buffers and hooks up recorded outputs.
+    The public `from_pretrained` does it: it ties weights, fills unsaved buffers and hooks up recorded outputs. Parts
+    that are None in the other model (a pooler, say) are None in this one; tensors keep dtypes of their own.
 
     Args:
         model: The other model.
@@ -30,20 +34,115 @@ def rebuild(
         state: Its tensors, by name; it takes them over.
         dtype: Its dtype, that of the other model if not given.
     """
+    blank = _blank(cls, config)
+    absent = [path for path, _ in blank.named_modules() if _is_none(model, path)]
+    absent = [path for path in absent if path.rpartition(".")[0] not in absent]
+    below = tuple(f"{path}." for path in absent)
+    fillers = {name: torch.zeros(t.shape) for name, t in blank.state_dict().items() if name.startswith(below)}
+    dtypes = {name: tensor.dtype for name, tensor in state.items()}
     experts = getattr(model.config, "_experts_implementation", None)
     built: Any = cls.from_pretrained(
         None,
         config=config,
-        state_dict=state,
+        state_dict={**state, **fillers},
         dtype=dtype or model.dtype,
         device_map=None if model.device.type == "cpu" else {"": model.device},
         attn_implementation=model.config._attn_implementation,
         **({"experts_implementation": experts} if cls._can_set_experts_implementation() else {}),
     )
+    for path in absent:
+        parent, _, child = path.rpartition(".")
+        setattr(built.get_submodule(parent), child, None)
+    if dtype is None:
+        for name, tensor in built.state_dict(keep_vars=True).items():
+            if tensor.dtype != dtypes.get(name, tensor.dtype):
+                tensor.data = state[name].to(tensor.device)
     built.train(model.training)
     if getattr(model, "generation_config", None) is not None:
         built.generation_config = model.generation_config
     return built
+
+
+def check_built(model: PreTrainedModel) -> None:
+    """Checks that a model is what its class builds from its config: what is not would be lost, or load as garbage.
+
+    Parts that are None, as poolers often are, are no fault.
+
+    Args:
+        model: The model, stock or fused.
+
+    Raises:
+        UnsupportedModelError: It is not, and what differs.
+    """
+    cls = type(model).__name__
+    try:
+        blank = _blank(type(model), model.config)
+    except Exception as error:  # an own class may raise anything
+        fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(
+            f"{cls} cannot be built from its config alone ({fault:.200}), as loading does it: let its __init__ take a "
+            "config, and keep what else it needs there"
+        ) from error
+    mend = "change the config as well; or fuse the model as it was loaded, and change the fused one"
+    own, wanted = dict(model.named_modules()), dict(blank.named_modules())
+    for path, module in own.items():
+        if path not in wanted:
+            raise UnsupportedModelError(f"{path} ({type(module).__name__}) is none of the parts of a {cls}: {mend}")
+        if _kind(module) != _kind(wanted[path]):
+            raise UnsupportedModelError(
+                f"{path} is a {type(module).__name__}, where {cls} has a {type(wanted[path]).__name__}: {mend}"
+            )
+        if "forward" in vars(module) and not hasattr(module, "_hf_hook"):  # accelerate's are put on again
+            raise UnsupportedModelError(f"the forward of {path or cls} was replaced: fuse the model before that")
+    for path in wanted:
+        if path not in own and not _is_none(model, path):
+            raise UnsupportedModelError(f"{path} is missing, and the config says that {cls} has it: {mend}")
+    below = tuple(f"{path}." for path in wanted if path not in own)
+    shapes = {name: tensor.shape for name, tensor in blank.state_dict().items() if not name.startswith(below)}
+    found = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name in sorted(shapes.keys() | found.keys()):
+        if shapes.get(name) != found.get(name):
+            raise UnsupportedModelError(
+                f"{name} is {_shown(found.get(name))}, and {_shown(shapes.get(name))} by the config of {cls}: {mend}"
+            )
+    for names in _tied(blank) - _tied(model):
+        if all(name in found for name in names):
+            raise UnsupportedModelError(
+                f"{' and '.join(sorted(names))} are one tensor by the config, and not in the model: set "
+                "config.tie_word_embeddings to False"
+            )
+
+
+def _blank(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of a class without weights."""
+    with torch.device("meta"):
+        return cls(copy.deepcopy(config))
+
+
+def _kind(module: torch.nn.Module) -> tuple[str, str]:
+    """The name of a module's class: torch makes a class of its own for each module with parametrizations."""
+    return type(module).__module__, type(module).__qualname__
+
+
+def _is_none(model: PreTrainedModel, path: str) -> bool:
+    """Whether a part of a model is left out: the part itself is None, or one above it."""
+    module: Any = model
+    for name in path.split("."):
+        if (module := getattr(module, name, model)) in (None, model):
+            return module is None
+    return False
+
+
+def _shown(shape: torch.Size | None) -> str:
+    return "not there" if shape is None else str(list(shape))
+
+
+def _tied(model: PreTrainedModel) -> set[frozenset[str]]:
+    """Names of parameters that are one tensor."""
+    names: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), set()).add(name)
+    return {frozenset(group) for group in names.values() if len(group) > 1}
 
 
 def convert_config(config: PreTrainedConfig, cls: type[PreTrainedConfig], changes: Mapping[str, Any]) -> Any:
