@@ -79,7 +79,9 @@ def check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, A
     quantized = getattr(config, "quantization_config", None) is not None
     check_stored_ffns(stored, section, family_of(config), quantized=quantized)
     largest = max((size for tensor in stored.values() for size in tensor.shape[:1]), default=0)
-    for name, most in [(name, len(stored)) for name in _LAYERS] + [(name, max(largest, len(stored))) for name in _EXPERTS]:
+    for name, most in [(name, len(stored)) for name in _LAYERS] + [
+        (name, max(largest, len(stored))) for name in _EXPERTS
+    ]:
         count = getattr(config, name, None)
         if isinstance(count, int) and count > most:
             raise BrokenCheckpointError(
@@ -151,9 +153,8 @@ def refuse_tensor_parallelism(kwargs: Mapping[str, Any]) -> None:
         FusionConfigError: It asks for tensor parallelism.
     """
     plan = kwargs.get("distributed_config")
-    sizes = (kwargs.get("tp_plan"), kwargs.get("tp_size"), getattr(plan, "tp_plan", None)) + tuple(
-        getattr(plan, name, 1) for name in ("tp_size", "ep_size")
-    )
+    planned = (getattr(plan, name, None) for name in ("tp_plan", "tp_size", "ep_size"))
+    sizes = (kwargs.get("tp_plan"), kwargs.get("tp_size"), *planned)
     if any(size not in (None, 1) for size in sizes):
         raise FusionConfigError(
             "tensor parallelism cuts hidden units apart, and P stays whole: for inference export the model "
