@@ -44,13 +44,14 @@ def find_ffns(model: PreTrainedModel) -> Iterator[FFN]:
             parts: dict[str, Any] = {
                 "prefix": prefix,
                 "host": host,
+                "wrapper": None if host is module else module,
                 "spec": spec,
                 "stack": groups.get("stack") or "",
                 "layer": int(groups.get("layer") or 0),
             }
             if spec.layout == "stacked":
                 for expert in range(len(getattr(host, spec.down))):
-                    yield StackedFFN(name=f"{name}.{expert}", expert=expert, place=module, **parts)
+                    yield StackedFFN(name=f"{name}.{expert}", expert=expert, **parts)
                 continue
             number = groups.get("expert")
             yield LAYOUTS[spec.layout](name=name, expert=None if number is None else int(number), **parts)

@@ -30,6 +30,7 @@ class FFNParts:
         stack: `"encoder"`, `"decoder"`, or `""` where a model has one stack.
         layer: Number of its layer in the stack, from 0.
         expert: Number of the expert, from 0, or None in a dense FFN.
+        wrapper: What PEFT has wrapped around the host, for an adapter of its parameters.
     """
 
     name: str
@@ -39,6 +40,7 @@ class FFNParts:
     stack: str
     layer: int
     expert: int | None
+    wrapper: nn.Module | None = None
 
     @property
     def full_name(self) -> str:

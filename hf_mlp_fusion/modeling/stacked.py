@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,17 +25,11 @@ _WIDTH_FIELDS = ("intermediate_dim", "intermediate_size", "expert_dim")
 """What modules call the width of their experts, which some forwards read."""
 
 
-@dataclass(frozen=True)
 class StackedFFN(FFN):
     """One expert of a stack.
 
     All experts of a stack have one width and one form: what changes these changes them for all.
-
-    Args:
-        place: The module in the host's place: the host, or what PEFT has wrapped around it.
     """
-
-    place: nn.Module
 
     forms: ClassVar[tuple[str, ...]] = ("fused", "narrow")
     """Not `"low_rank"`, which a 3-D parameter has no room for."""
@@ -128,11 +122,11 @@ class StackedFFN(FFN):
 
     def parameter_names(self) -> list[str]:
         """Names of the parameters of its stack in the full model."""
-        return [f"{self.full_name}.{name}" for name, _ in self.place.named_parameters()]
+        return [f"{self.full_name}.{name}" for name, _ in self._whole.named_parameters()]
 
     def parameter_items(self) -> list[str | Rows]:
         """What it has of them."""
-        state = dict(self.place.named_parameters())
+        state = dict(self._whole.named_parameters())
         return [Rows(f"{self.full_name}.{name}", 0, tensor.shape[1], self.number) for name, tensor in state.items()]
 
     def trainable(self) -> dict[str, bool]:
@@ -248,6 +242,11 @@ class StackedFFN(FFN):
         del host.stack_shape
         host.__class__ = stock_mlp_class(type(host))
         return scaling
+
+    @property
+    def _whole(self) -> nn.Module:
+        """The host, with what PEFT has wrapped around it."""
+        return self.host if self.wrapper is None else self.wrapper
 
     def _parameter(self, part: str) -> Tensor:
         """The parameter that holds a part of all experts."""
