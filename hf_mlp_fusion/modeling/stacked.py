@@ -202,7 +202,9 @@ class StackedFFN(FFN):
 
     def multiply_units(self, factor: Tensor) -> RemovableHandle:
         """Not possible: no module stands before the down projection."""
-        raise UnsupportedModelError(f"{self.entry} keeps its experts as 3-D parameters: no gradient of a unit is known")
+        raise UnsupportedModelError(
+            f"{self.entry} keeps its experts as 3-D parameters: no gradient of a unit is known"
+        )
 
     def part_of(self, holder: ClusterScaling) -> ExpertScaling:
         """What the stack's P holds of this expert."""
@@ -266,7 +268,9 @@ class StackedFFN(FFN):
         hidden = self.hidden(inputs, replace(weights, **seen))
         return hidden * scaling.factor.to(hidden.dtype)
 
-    def _routed(self, tokens: Tensor, index: Tensor | None = None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _routed(
+        self, tokens: Tensor, index: Tensor | None = None, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The tokens that a forward of the stack sends this expert, and what its output for each is multiplied by."""
         if index is None or weights is None:  # Llama 4: all experts see all tokens, those of others as zeros
             own = tokens.unflatten(0, (len(self._parameter("up")), -1))[self.number]

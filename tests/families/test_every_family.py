@@ -87,7 +87,9 @@ def test_every_head_is_registered(name):
     family = FAMILIES[name]
     stock_config = getattr(transformers, family.config_class)
     fused_config = type(
-        fuse_model(tiny_family_model(family), HALF if name != "bloom" else FusionConfig(width=32, targets="all")).config
+        fuse_model(
+            tiny_family_model(family), HALF if name != "bloom" else FusionConfig(width=32, targets="all")
+        ).config
     )
     heads = list(auto_models_of(stock_config))
     assert heads

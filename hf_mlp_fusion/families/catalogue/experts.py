@@ -43,7 +43,9 @@ def _multiple(name: str, path: str = "shared_experts", field: str = "n_shared_ex
     return replace(_dense(name, rf"mlp\.{path}", field), field_value=times)
 
 
-def _family(model_type: str, name: str, *ffns: FFNSpec, router: str = r"mlp\.gate", config: str | None = None) -> Family:
+def _family(
+    model_type: str, name: str, *ffns: FFNSpec, router: str = r"mlp\.gate", config: str | None = None
+) -> Family:
     """A family; `router` is what leads to its routers."""
     pattern = rf".*\.{router}\..*"
     return Family(model_type, config or f"{name}Config", ffns, router=pattern, peft_like="llama")
