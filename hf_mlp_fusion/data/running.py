@@ -147,10 +147,11 @@ def router_logits(outputs: Any) -> Iterator[tuple[bool, Tensor]]:
     """Yields the router logits of each sparse layer, those of the encoder first.
 
     Args:
-        outputs: What a Switch Transformer returned with `output_router_logits=True`.
+        outputs: What a mixture of experts returned with `output_router_logits=True`.
 
     Returns:
-        Whether the layer is the decoder's, and its logits, `[batch, tokens, experts]`.
+        Whether the layer is the decoder's, and its logits, `[batch, tokens, experts]`, or `[tokens, experts]` where its
+        experts are in stacks.
 
     Raises:
         DataError: There are none.

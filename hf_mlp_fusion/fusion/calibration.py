@@ -271,6 +271,7 @@ def _watch(
     ffn: FFN, sums: MomentSums, running: _Running, units: FFNWeights | None
 ) -> Iterator[torch.utils.hooks.RemovableHandle]:
     inputs: list[Tensor] = []
+    gates: list[Tensor] = []
 
     def add(hidden: Tensor, output: Tensor) -> None:
         if units is not None:
@@ -282,6 +283,7 @@ def _watch(
                 f"{ffn.name} computes NaN or infinity on {running.name}: look for NaN in that batch, or load the "
                 "model in float32"
             )
-        sums.add(hidden, output)
+        # An expert's error reaches the output times the router's gate.
+        sums.add(hidden, output, gates.pop().square() if gates else None)
 
-    yield from ffn.watch(None if units is None else inputs.append, add)
+    yield from ffn.watch(None if units is None else inputs.append, add, gates.append)

@@ -24,6 +24,8 @@ from .plan import plan_fusion
 
 __all__ = ["fuse_model"]
 
+_NAMED = 8  # rare experts in a warning; the receipt has the tokens of all
+
 
 @plain_context()
 def fuse_model(
@@ -95,9 +97,11 @@ def fuse_model(
         if samples:
             match_kernel_sizes(fused, wanted, samples)
     fused.fusion_report = replace(fused.fusion_report, seconds=round(time.perf_counter() - started, 3))
-    if batches is not None and (warning := _few_tokens(fused.fusion_report, [ffn for ffn, _ in todo])):
-        warnings.warn(warning, FusionWarning, stacklevel=3)
-        fused.fusion_report.warnings.append(warning)
+    ffns = [ffn for ffn, _ in todo]
+    for warning in [] if batches is None else (_few_tokens(fused.fusion_report, ffns), _rare(fused.fusion_report, ffns)):
+        if warning is not None:
+            warnings.warn(warning, FusionWarning, stacklevel=3)
+            fused.fusion_report.warnings.append(warning)
     return fused
 
 
@@ -119,4 +123,22 @@ def _few_tokens(report: FusionReport, ffns: Sequence[FFN]) -> str | None:
     return (
         f"{few[0].name}{others} saw {few[0].tokens} calibration tokens for {few[0].width} units: give more of them, "
         f"some {SAMPLES} rows"
+    )
+
+
+def _rare(report: FusionReport, ffns: Sequence[FFN]) -> str | None:
+    """Names the experts of stacks that saw fewer tokens than they keep units, though all together saw enough.
+
+    Args:
+        report: The receipt.
+        ffns: The FFNs that were fused.
+    """
+    experts = {ffn.name for ffn in ffns if ffn.spec.stacked}
+    rare = [ffn for ffn in report.ffns if ffn.name in experts and ffn.tokens < ffn.width]
+    if not rare:
+        return None
+    names = ", ".join(f"{ffn.name} ({ffn.tokens})" for ffn in rare[:_NAMED]) + (", ..." if rare[_NAMED:] else "")
+    return (
+        f"{len(rare)} of {len(experts)} experts saw fewer calibration tokens than they keep units, and are fused nearly "
+        f"as without data: {names}; more rows reach more of them"
     )

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..data import Batch, spare_bytes
 from ..modeling.ffn import FFN
+from ..modeling.find import by_entry
 from ..recipe import FusionConfig
 from ..tensors import (
     CLUSTERINGS,
@@ -92,10 +93,22 @@ class LayerFuser:
             if self.batches is not None and group[0][0].name not in self._moments:
                 self._collect(group[0][0], self.batches)
             chunk = [ffn for ffn, _ in self.todo if ffn.name in self._moments] or [ffn for ffn, _ in group]
+            if self.batches is not None and not self._clusters:
+                self._spare_rare(chunk, self.batches)
             self._ready = {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn in chunk}
             if self.batches is not None and self.held_out:
                 self._tell_errors(chunk)
         return {ffn.name: self._ready.pop(ffn.name) for ffn, _ in group}
+
+    def _spare_rare(self, ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
+        """Fuses experts that saw too few tokens to choose units by as without data, and takes the moments of that."""
+        rare = [ffn for ffn in ffns if is_rare(self._moments[ffn.name], self._widths[ffn.name])]
+        if not rare:
+            return
+        plain = {ffn.name: _cluster(ffn, self._widths[ffn.name], self.config) for ffn in rare}
+        units = {name: item.weights.weights for name, item in plain.items()}
+        self._plain |= plain
+        self._moments |= collect_moments(self.model, rare, batches, units)
 
     def _tell_errors(self, ffns: Sequence[FFN]) -> None:
         """Takes the errors of FFNs on data that they were not calibrated on."""
@@ -109,22 +122,25 @@ class LayerFuser:
 
     def _search_widths(self, share: float, batches: Sequence[Batch]) -> None:
         """Gives each FFN the width that its error curve asks for; the errors add up over tokens and FFNs."""
-        step = self.config.multiple_of
-        rises, full = [], []
-        for ffn, _ in self.todo:
-            if ffn.name not in self._moments:
-                self._collect(ffn, batches)
-            moments = self._moments[ffn.name]
-            full.append(ffn.width)
-            narrowest = min(step, ffn.width)
-            if moments is None:
-                rises.append(torch.zeros(ffn.width - narrowest + 1, dtype=torch.float64))
-            else:
-                rises.append(moments.count * obs_select(moments, narrowest)[1].cpu())
-        found = allocate_widths(rises, full, round(share * sum(full)), step)
-        self._widths = {ffn.name: width for (ffn, _), width in zip(self.todo, found, strict=True)}
+        groups = by_entry(ffn for ffn, _ in self.todo)  # the experts of a stack get one width
+        step, rises = self.config.multiple_of, []
+        for group in groups:
+            if group[0].name not in self._moments:
+                self._collect(group[0], batches)
+            rises.append(torch.stack([self._rise(ffn, min(step, ffn.width)) for ffn in group]).sum(0))
+        full, counts = [group[0].width for group in groups], [len(group) for group in groups]
+        budget = round(share * sum(ffn.width for ffn, _ in self.todo))
+        found = allocate_widths(rises, full, budget, step, counts)
+        self._widths = {ffn.name: width for group, width in zip(groups, found, strict=True) for ffn in group}
         if len(self._moments) < len(self.todo):  # of the last layers alone: what comes first needs its own again
             self._moments = {}
+
+    def _rise(self, ffn: FFN, narrowest: int) -> torch.Tensor:
+        """How the squared error of an FFN rises, unit by unit; not at all where it saw no token."""
+        moments = self._moments[ffn.name]
+        if moments is None:
+            return torch.zeros(ffn.width - narrowest + 1, dtype=torch.float64)
+        return moments.count * obs_select(moments, narrowest)[1].cpu()
 
     def _collect(self, first: FFN, batches: Sequence[Batch]) -> None:
         """Takes the moments of as many layers, from this one on, as may be held at once."""
@@ -166,6 +182,16 @@ class LayerFuser:
         return _refitted(
             ReducedFFN(chosen, inertia(weights.features(), labels), "obs"), moments.of_units(kept), self.config
         )
+
+
+def is_rare(moments: Moments | None, width: int) -> bool:
+    """Whether an FFN (an expert, that is) saw too few tokens, yet some, to choose its units by: fewer than it keeps.
+
+    Args:
+        moments: Its moments; None where it saw none.
+        width: Units to keep.
+    """
+    return moments is not None and moments.count < width
 
 
 def _cluster(ffn: FFN, width: int, config: FusionConfig) -> ReducedFFN[Fusion]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..data import Batch, as_batches, evaluating, fitting_pieces, inputs_of, on_device, router_logits, unpadded
 from ..errors import DataError
+from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
 
 __all__ = ["ExpertLoad", "expert_load"]
@@ -62,9 +64,12 @@ def expert_load(model: PreTrainedModel, batches: Iterable[Batch]) -> dict[str, E
     Raises:
         DataError: There are no batches.
     """
-    names = list(dict.fromkeys(ffn.name.rsplit(".", 2)[0] for ffn in find_ffns(model) if ffn.expert is not None))
+    experts = [ffn for ffn in find_ffns(model) if ffn.expert is not None]
+    names = list(dict.fromkeys(ffn.name.rsplit(".", 2)[0] for ffn in experts))
     if not names:
         return {}
+    if experts[0].spec.stacked:
+        return _of_stacks(model, experts, batches)
     counts: list[Tensor] = []
     with evaluating(model):
         for batch in fitting_pieces(model, unpadded(as_batches(model, batches)), logits=True):
@@ -74,6 +79,33 @@ def expert_load(model: PreTrainedModel, batches: Iterable[Batch]) -> dict[str, E
         raise DataError("there are no batches to count tokens of: give more texts")
     totals = torch.stack(counts).sum(0).tolist()
     return {name: ExpertLoad(tuple(tokens), sum(over)) for name, (tokens, over) in zip(names, totals, strict=True)}
+
+
+def _of_stacks(model: PreTrainedModel, experts: Sequence[FFN], batches: Iterable[Batch]) -> dict[str, ExpertLoad]:
+    """The load of experts in stacks, which are told their tokens and drop none; a token goes to several of them."""
+    tokens: dict[str, list[int]] = {}
+    hooks = []
+    for ffn in experts:
+        counts = tokens.setdefault(ffn.name.rsplit(".", 2)[0], [])
+        counts.append(0)
+        add = functools.partial(_count, counts, len(counts) - 1)
+        hooks += ffn.watch(add)
+    ran = False
+    try:
+        with evaluating(model):
+            for batch in fitting_pieces(model, unpadded(as_batches(model, batches)), logits=True):
+                model(**inputs_of(on_device(batch, model)))
+                ran = True
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not ran:
+        raise DataError("there are no batches to count tokens of: give more texts")
+    return {name: ExpertLoad(tuple(counts), 0) for name, counts in tokens.items()}
+
+
+def _count(counts: list[int], expert: int, tokens: Tensor) -> None:
+    counts[expert] += len(tokens)
 
 
 def _by_expert(logits: Tensor, model: PreTrainedModel) -> Tensor:

@@ -120,7 +120,7 @@ class FusedModelMixin:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Pickle finds a class by its name, and one that was made of a user's own by that.
-        if find_class(type(self).__name__) is type(self):
+        if find_class(type(self).__name__) is type(self):  # type: ignore[comparison-overlap]
             return super().__reduce_ex__(protocol)
         return _empty_fused_model, (stock_class(type(self)),), self.__dict__  # type: ignore[arg-type]
 

@@ -171,8 +171,10 @@ def refuse_tensor_parallelism(kwargs: Mapping[str, Any]) -> None:
         FusionConfigError: It asks for tensor parallelism.
     """
     plan = kwargs.get("distributed_config")
-    sizes = (kwargs.get("tp_plan"), kwargs.get("tp_size"), getattr(plan, "tp_plan", None), getattr(plan, "tp_size", 1))
-    if any(size not in (None, 1) for size in sizes) or getattr(plan, "enable_expert_parallel", False):
+    sizes = (kwargs.get("tp_plan"), kwargs.get("tp_size"), getattr(plan, "tp_plan", None)) + tuple(
+        getattr(plan, name, 1) for name in ("tp_size", "ep_size")
+    )
+    if any(size not in (None, 1) for size in sizes):
         raise FusionConfigError(
             "tensor parallelism cuts hidden units apart, and P stays whole: for inference export the model "
             "(hf-mlp-fusion export) and load that with tensor parallelism; to train on several GPUs take FSDP2 or DDP"

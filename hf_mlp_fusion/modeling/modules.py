@@ -72,7 +72,7 @@ class ClusterScaling(UnitScaling, nn.Module):
         return None if self.scales == (1.0, 1.0) else self.scales
 
     def keep_scales(self) -> None:
-        """Keeps the scales in the state dict too, whose weights mean nothing without them: `kernel_scales`, float32."""
+        """Keeps the scales in the state dict, whose weights mean nothing without them: `kernel_scales`, float32."""
         if self.kept_scales is None:
             self._buffers.pop("kernel_scales", None)
             return

@@ -80,7 +80,7 @@ class ExpertScaling(UnitScaling):
         """Sets s1 and s2, and s3 where there is one, in the stack."""
         self.inner_scale, self.outer_scale, self.value_scale = map(as_stored, (*scales, 1.0)[:3])
         self.stack.expert_scales[self.expert] = (self.inner_scale, self.outer_scale, self.value_scale)
-        self.stack.scale_tensors.clear()
+        self.stack.forget()
         self.stack.keep_scales()
 
 
@@ -94,7 +94,8 @@ class StackScaling(ClusterScaling):
 
     Attributes:
         expert_scales: (s1, s2, s3) of each expert.
-        scale_tensors: s1 of all experts and s2 s3 of all, `[experts, 1]`, by device, made when they are needed.
+        has_inner: Whether an expert has an s1.
+        has_outer: Whether an expert has an s2 or s3.
 
     Shape:
         `cluster_sizes` `[experts, k]`, int32.
@@ -104,7 +105,14 @@ class StackScaling(ClusterScaling):
         super().__init__(nn.Identity(), width, original_width)
         self.cluster_sizes = even_cluster_sizes(width, original_width).repeat(experts, 1)
         self.expert_scales = [(1.0, 1.0, 1.0)] * experts
-        self.scale_tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets what was made of the scales, which have changed."""
+        self.has_inner = any(inner != 1.0 for inner, _, _ in self.expert_scales)
+        self.has_outer = any(outer * value != 1.0 for _, outer, value in self.expert_scales)
+        self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._cast: tuple[Tensor, int, Tensor] | None = None
 
     def of(self, expert: int) -> ExpertScaling:
         """P of one expert.
@@ -117,14 +125,26 @@ class StackScaling(ClusterScaling):
     @property
     def factor(self) -> Tensor:
         """s2 s3 P of each expert, `[experts, k]`."""
-        if all(outer * value == 1.0 for _, outer, value in self.expert_scales):
-            return self.cluster_sizes
-        return self.cluster_sizes * self._tensors()[1]
+        return self.cluster_sizes * self._by_device()[1] if self.has_outer else self.cluster_sizes
+
+    def factor_in(self, dtype: torch.dtype) -> Tensor:
+        """`factor` in another dtype; kept, for to make it anew for each forward is two kernels more.
+
+        Args:
+            dtype: The dtype.
+        """
+        sizes = self.cluster_sizes
+        if torch.compiler.is_compiling() or sizes.is_inference():
+            return self.factor.to(dtype)
+        kept = self._cast
+        if kept is None or kept[0] is not sizes or kept[1] != sizes._version or kept[2].dtype != dtype:
+            self._cast = kept = (sizes, sizes._version, self.factor.to(dtype))
+        return kept[2]
 
     @property
     def inner(self) -> Tensor | None:
         """s1 of each expert, `[experts, 1]`; None where all are 1."""
-        return None if all(inner == 1.0 for inner, _, _ in self.expert_scales) else self._tensors()[0]
+        return self._by_device()[0] if self.has_inner else None
 
     @property
     def scales(self) -> tuple[Any, ...]:
@@ -146,16 +166,17 @@ class StackScaling(ClusterScaling):
         """What the config section keeps of its scales; None where there is nothing to keep."""
         return None if set(self.expert_scales) == {(1.0, 1.0, 1.0)} else self.scales
 
-    def _tensors(self) -> tuple[Tensor, Tensor]:
+    def _by_device(self) -> tuple[Tensor, Tensor]:
+        """s1 of all experts, and s2 s3 of all, `[experts, 1]`, made when they are needed."""
         device = self.cluster_sizes.device
-        if device not in self.scale_tensors:
+        if device not in self._tensors:
             inner = [[inner] for inner, _, _ in self.expert_scales]
             outer = [[outer * value] for _, outer, value in self.expert_scales]
-            self.scale_tensors[device] = torch.tensor(inner, device=device), torch.tensor(outer, device=device)
-        return self.scale_tensors[device]
+            self._tensors[device] = torch.tensor(inner, device=device), torch.tensor(outer, device=device)
+        return self._tensors[device]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"scale_tensors": {}}
+        return self.__dict__ | {"_tensors": {}, "_cast": None}
 
 
 class StackedMLP(FusedMLP):
@@ -202,7 +223,7 @@ class StackedMLP(FusedMLP):
         """
         scaling, stock = self.scaling, stock_mlp_class(type(self))
         assert isinstance(scaling, StackScaling)
-        factor, inner, activation = scaling.factor, scaling.inner, getattr(self, "act_fn", None)
+        inner, activation = scaling.inner, getattr(self, "act_fn", None)
 
         def seen(rows: Tensor) -> Tensor:
             assert activation is not None and inner is not None
@@ -213,7 +234,7 @@ class StackedMLP(FusedMLP):
 
         def scaled(rows: Tensor) -> Tensor:
             hidden: Tensor = stock._apply_gate(own, rows) if self.stack_shape.gated else own.act_fn(rows)  # type: ignore[operator]
-            return hidden * factor.to(hidden.dtype)[experts]
+            return hidden * scaling.factor_in(hidden.dtype)[experts]
 
         return {name: scaled}
 
@@ -221,7 +242,8 @@ class StackedMLP(FusedMLP):
         """P and s1 in the weights."""
         scaling, shape = self.scaling, self.stack_shape
         assert isinstance(scaling, StackScaling)
-        replaced = {"down_proj": scaled(self.down_proj, shape.units(scaling.factor))}
+        down = self.down_proj  # as an adapter of it has it
+        replaced = {"down_proj": scaled(down, shape.units(scaling.factor_in(down.dtype)))}
         if (inner := scaling.inner) is None:
             return replaced
         up = getattr(self, shape.up)

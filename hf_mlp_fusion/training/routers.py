@@ -48,11 +48,11 @@ def freeze_routers(model: PreTrainedModel, *, frozen: bool = True) -> list[str]:
 
 @dataclass(frozen=True)
 class RouterLosses:
-    """Losses of the routers of a top-1 mixture of experts, each summed over the sparse layers.
+    """Losses of the routers of a mixture of experts, each summed over the sparse layers.
 
     Args:
-        balance: E Σ_i f_i P_i of E experts, f_i the share of tokens whose likeliest expert is i and P_i the mean
-            probability of i (Switch Transformers, arXiv 2101.03961, eq. 4 to 6): from 1, balance, to E.
+        balance: E Σ_i f_i P_i of E experts, f_i the share of tokens whose likeliest expert is i (of top-k routers, of
+            the k likeliest of all tokens, those that are i) and P_i the mean probability of i (Switch Transformers, arXiv 2101.03961, eq. 4 to 6): from 1, balance, to E.
         z: Mean squared logsumexp of the logits (ST-MoE, arXiv 2202.08906, eq. 5).
     """
 
@@ -60,7 +60,7 @@ class RouterLosses:
     z: Tensor
 
 
-def router_losses(outputs: Any, batch: Batch) -> RouterLosses:
+def router_losses(outputs: Any, batch: Batch, *, top_k: int = 1) -> RouterLosses:
     """Computes the routers' losses of a forward; padding does not count.
 
     transformers' own, which it adds to `loss` when a model is called with `output_router_logits=True`, take all layers
@@ -68,8 +68,9 @@ def router_losses(outputs: Any, batch: Batch) -> RouterLosses:
     used: `from_pretrained(..., router_aux_loss_coef=0.0, router_z_loss_coef=0.0)`.
 
     Args:
-        outputs: What a stock or fused Switch Transformer returned with `output_router_logits=True`.
+        outputs: What a stock or fused mixture of experts returned with `output_router_logits=True`.
         batch: What it was called with. Where there is no `decoder_attention_mask`, labels of -100 tell padding.
+        top_k: Experts that a token goes to, `num_experts_per_tok` of the config; 1 in Switch Transformers.
 
     Raises:
         DataError: There are no router logits in the outputs.
@@ -89,9 +90,10 @@ def router_losses(outputs: Any, batch: Batch) -> RouterLosses:
     balance, z = [], []
     for decoder, layer in router_logits(outputs):
         mask = token_mask(batch, decoder=decoder)
-        logits = (layer.flatten(0, 1) if mask is None else layer[mask]).float()
+        # Stacks of experts give the tokens of all rows in one heap.
+        logits = (layer.flatten(0, -2) if mask is None else layer.reshape(*mask.shape, -1)[mask]).float()
         experts = logits.shape[-1]
-        chosen = nn.functional.one_hot(logits.argmax(-1), experts).float().mean(0)
+        chosen = nn.functional.one_hot(logits.topk(top_k).indices, experts).float().mean((0, 1))
         balance.append(experts * (chosen * logits.softmax(-1).mean(0)).sum())
         z.append(logits.logsumexp(-1).square().mean())
     return RouterLosses(torch.stack(balance).sum(), torch.stack(z).sum())

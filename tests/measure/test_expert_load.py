@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from any_family import inputs_of_any, tiny_family_model
 from conftest import model_inputs, tiny_model
 
 from hf_mlp_fusion import FusionConfig, fuse_model
 from hf_mlp_fusion.errors import DataError
+from hf_mlp_fusion.families import FAMILIES
 from hf_mlp_fusion.measure import ExpertLoad, expert_load
+from hf_mlp_fusion.modeling.find import find_ffns
 
 LAYERS = ["encoder.block.1.layer.1.mlp", "encoder.block.3.layer.1.mlp"]
 LAYERS += [name.replace("encoder", "decoder").replace("layer.1", "layer.2") for name in LAYERS]
@@ -75,6 +78,27 @@ def test_summaries():
     assert skewed.entropy == pytest.approx(math.log(2) / math.log(4))
     assert even.distance(skewed) == skewed.distance(even) == 0.5
     assert even.distance(even) == 0.0
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "deepseek_v3", "llama4_text"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_stacks_are_counted_as_their_routers_choose(name, fused):
+    """The experts of a stack: with padding left out, by the stock router's own choice."""
+    model = tiny_family_model(FAMILIES[name])
+    if fused:
+        model = fuse_model(model, FusionConfig(width=32))
+    batch = inputs_of_any(model)
+    mask = torch.ones_like(batch["input_ids"])
+    mask[1, 4:] = 0
+    loads = expert_load(model, [batch, {**batch, "attention_mask": mask}])
+    layers = list(dict.fromkeys(ffn.name.rsplit(".", 2)[0] for ffn in find_ffns(model) if ffn.expert is not None))
+    assert list(loads) == layers
+    assert all(sum(load.tokens) == 2 * (27 + 22) and load.dropped == 0 for load in loads.values())
+    logits = model.eval()(**batch, output_router_logits=True).router_logits
+    alone = expert_load(model, [batch])
+    for layer, own in zip(layers, logits, strict=True):
+        chosen = torch.bincount(own.reshape(-1, 4).topk(2).indices.flatten(), minlength=4)
+        assert alone[layer].tokens == tuple(chosen.tolist())
 
 
 def test_nothing_to_count():

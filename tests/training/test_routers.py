@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from any_family import tiny_family_model
 from conftest import tiny_model
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hf_mlp_fusion import FusionConfig, UnsupportedModelError, freeze_routers, fuse_model, router_losses
 from hf_mlp_fusion.errors import DataError
+from hf_mlp_fusion.families import FAMILIES
 
 EXPERTS = 4
 
@@ -173,3 +175,29 @@ def test_training_with_the_losses(frozen, tmp_path):
     assert len([name for name in moved if ".router." in name]) == (0 if frozen else 4)
     assert [name for name in moved if name.endswith(".wi.weight")]
     assert not [name for name in moved if name.endswith("cluster_sizes")]
+
+
+STACKED = ("mixtral", "gpt_oss", "deepseek_v3", "llama4_text")
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_routers_of_stacks(name):
+    """Frozen and thawed, and their losses by hand; the balance of top-2 routers counts both experts of a token."""
+    fused = fuse_model(tiny_family_model(FAMILIES[name]), FusionConfig(width=32))
+    names = freeze_routers(fused)
+    assert names
+    assert all(("gate.weight" in name or ".router." in name) and "shared" not in name for name in names)
+    assert freeze_routers(fused, frozen=False) == names
+    batch = {name: tensor for name, tensor in padded_batch().items() if name != "labels"}
+    outputs = fused(**batch, output_router_logits=True)
+    found = router_losses(outputs, batch, top_k=2)
+    mask, balance, z = batch["attention_mask"].bool().flatten(), 0.0, 0.0
+    for logits in outputs.router_logits:
+        logits = logits.detach().reshape(len(mask), -1)[mask]  # noqa: PLW2901
+        z += losses_by_hand(logits, torch.ones(len(logits), dtype=torch.bool))[1]
+        chosen = torch.bincount(logits.topk(2).indices.flatten(), minlength=EXPERTS) / (2 * len(logits))
+        balance += float(EXPERTS * (chosen * logits.softmax(-1).mean(0)).sum())
+    assert found.balance.item() == pytest.approx(balance, rel=1e-5)
+    assert found.z.item() == pytest.approx(z, rel=1e-5)
+    found.balance.backward()
+    assert all(fused.get_parameter(name).grad is not None for name in names if "bias" not in name)

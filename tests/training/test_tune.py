@@ -55,7 +55,9 @@ def test_too_few_texts_are_refused():
 def test_tuning_that_harms_says_so_and_few_texts_hold_out_more():
     model = tiny_model("bert", transformers.BertForSequenceClassification)
     fused = fuse_model(model, FusionConfig(width=16))
-    with pytest.warns(FusionWarning, match=r"tuning made the output error worse, from 0\.\d+ to .*: give more texts") as told:
+    with pytest.warns(
+        FusionWarning, match=r"tuning made the output error worse, from 0\.\d+ to .*: give more texts"
+    ) as told:
         result = tune_model(fused, model, tiny_texts(64), tiny_tokenizer("bert"), learning_rate=0.5, epochs=3)
     assert result.rows >= 16
     assert len([item for item in told if issubclass(item.category, FusionWarning)]) == 1
