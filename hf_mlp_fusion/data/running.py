@@ -150,8 +150,7 @@ def router_logits(outputs: Any) -> Iterator[tuple[bool, Tensor]]:
         outputs: What a mixture of experts returned with `output_router_logits=True`.
 
     Returns:
-        Whether the layer is the decoder's, and its logits, `[batch, tokens, experts]`, or `[tokens, experts]` where its
-        experts are in stacks.
+        Whether the layer is the decoder's, and its logits, `[batch, tokens, experts]`, of stacks `[tokens, experts]`.
 
     Raises:
         DataError: There are none.

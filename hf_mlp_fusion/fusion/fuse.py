@@ -98,7 +98,9 @@ def fuse_model(
             match_kernel_sizes(fused, wanted, samples)
     fused.fusion_report = replace(fused.fusion_report, seconds=round(time.perf_counter() - started, 3))
     ffns = [ffn for ffn, _ in todo]
-    for warning in [] if batches is None else (_few_tokens(fused.fusion_report, ffns), _rare(fused.fusion_report, ffns)):
+    for warning in (
+        [] if batches is None else (_few_tokens(fused.fusion_report, ffns), _rare(fused.fusion_report, ffns))
+    ):
         if warning is not None:
             warnings.warn(warning, FusionWarning, stacklevel=3)
             fused.fusion_report.warnings.append(warning)
@@ -139,6 +141,6 @@ def _rare(report: FusionReport, ffns: Sequence[FFN]) -> str | None:
         return None
     names = ", ".join(f"{ffn.name} ({ffn.tokens})" for ffn in rare[:_NAMED]) + (", ..." if rare[_NAMED:] else "")
     return (
-        f"{len(rare)} of {len(experts)} experts saw fewer calibration tokens than they keep units, and are fused nearly "
-        f"as without data: {names}; more rows reach more of them"
+        f"{len(rare)} of {len(experts)} experts saw fewer calibration tokens than they keep units, and are fused "
+        f"nearly as without data: {names}; more rows reach more of them"
     )

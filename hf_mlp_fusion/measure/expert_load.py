@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..data import Batch, as_batches, evaluating, fitting_pieces, inputs_of, on_device, router_logits, unpadded
@@ -84,7 +85,7 @@ def expert_load(model: PreTrainedModel, batches: Iterable[Batch]) -> dict[str, E
 def _of_stacks(model: PreTrainedModel, experts: Sequence[FFN], batches: Iterable[Batch]) -> dict[str, ExpertLoad]:
     """The load of experts in stacks, which are told their tokens and drop none; a token goes to several of them."""
     tokens: dict[str, list[int]] = {}
-    hooks = []
+    hooks: list[RemovableHandle] = []
     for ffn in experts:
         counts = tokens.setdefault(ffn.name.rsplit(".", 2)[0], [])
         counts.append(0)

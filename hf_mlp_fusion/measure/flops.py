@@ -18,7 +18,7 @@ __all__ = ["flops"]
 
 
 def _grouped(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
-    """Operations of a product in which each row meets the matrix of its group; or of the gradient of these matrices."""
+    """Operations of a product of each row with the matrix of its group, or of that matrix's gradient."""
     return 2 * math.prod(rows) * weights[-1]
 
 

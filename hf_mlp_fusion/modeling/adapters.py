@@ -59,7 +59,7 @@ def refuse_other_widths(model: PreTrainedModel, state_dict: Mapping[str, Tensor]
     Raises:
         BrokenCheckpointError: They belong to the unfused model, or to one that was fused to other widths.
     """
-    for ffn, *_ in by_entry(find_ffns(model)):
+    for ffn in (group[0] for group in by_entry(find_ffns(model))):
         if not isinstance(owner := ffn.owner, FusedMLP):
             continue
         rows = ffn.spec.rows_per_unit("up")  # of a packed projection

@@ -40,7 +40,9 @@ def rebuild(
     below = tuple(f"{path}." for path in absent)
     fillers = {name: torch.zeros(t.shape) for name, t in blank.state_dict().items() if name.startswith(below)}
     dtypes = {name: tensor.dtype for name, tensor in state.items()}
-    experts = getattr(model.config, "_experts_implementation", None)
+    kwargs: dict[str, Any] = {}
+    if cls._can_set_experts_implementation():
+        kwargs["experts_implementation"] = model.config._experts_implementation
     built: Any = cls.from_pretrained(
         None,
         config=config,
@@ -48,7 +50,7 @@ def rebuild(
         dtype=dtype or model.dtype,
         device_map=None if model.device.type == "cpu" else {"": model.device},
         attn_implementation=model.config._attn_implementation,
-        **({"experts_implementation": experts} if cls._can_set_experts_implementation() else {}),
+        **kwargs,
     )
     for path in absent:
         parent, _, child = path.rpartition(".")

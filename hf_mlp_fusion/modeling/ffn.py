@@ -37,7 +37,7 @@ class FFN(FFNParts):
         if self.spec.activation is not None:
             return self.host.get_submodule(self.spec.activation)(inputs)
         hidden = ACT2FN[self.spec.function](inputs)
-        return hidden if self.scaling is None else self.scaling(hidden)
+        return hidden if self.holder is None else self.holder(hidden)
 
     def outputs(self, hidden: Tensor) -> Tensor:
         """Runs it by itself: no dropout, no residual, no norm.

@@ -171,9 +171,8 @@ def refuse_tensor_parallelism(kwargs: Mapping[str, Any]) -> None:
         FusionConfigError: It asks for tensor parallelism.
     """
     plan = kwargs.get("distributed_config")
-    sizes = (kwargs.get("tp_plan"), kwargs.get("tp_size"), getattr(plan, "tp_plan", None)) + tuple(
-        getattr(plan, name, 1) for name in ("tp_size", "ep_size")
-    )
+    planned = (getattr(plan, name, None) for name in ("tp_plan", "tp_size", "ep_size"))
+    sizes = (kwargs.get("tp_plan"), kwargs.get("tp_size"), *planned)
     if any(size not in (None, 1) for size in sizes):
         raise FusionConfigError(
             "tensor parallelism cuts hidden units apart, and P stays whole: for inference export the model "

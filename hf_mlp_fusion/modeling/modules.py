@@ -169,7 +169,7 @@ class FusedMLP(nn.Module):
 
     @property
     def cluster_sizes(self) -> Tensor:
-        """The diagonal of P: how many original units each unit stands for, `[k]` (of a stack `[experts, k]`), int32."""
+        """The diagonal of P: how many units each unit stands for, `[k]` (of a stack `[experts, k]`), int32."""
         return self.scaling.cluster_sizes
 
     @property
@@ -261,7 +261,7 @@ def stock_mlp_class(fused: type[FusedMLP]) -> type[nn.Module]:
     Args:
         fused: What it returned, or a subclass of that, such as torch makes of a module with parametrizations.
     """
-    return next(base for base in fused.__mro__ if not issubclass(base, FusedMLP))
+    return next(base for base in fused.__mro__ if issubclass(base, nn.Module) and not issubclass(base, FusedMLP))
 
 
 def _empty_fused_mlp(stock: type[nn.Module]) -> FusedMLP:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -152,9 +152,9 @@ class StackScaling(ClusterScaling):
         return tuple(self.of(expert).scales for expert in range(len(self.expert_scales)))
 
     @scales.setter
-    def scales(self, scales: Sequence[Sequence[float]]) -> None:
+    def scales(self, scales: Sequence[Any]) -> None:
         for expert, values in enumerate(scales):
-            self.of(expert).scales = values  # type: ignore[assignment]
+            self.of(expert).scales = values
 
     @property
     def every_scale(self) -> list[tuple[float, float, float]]:
@@ -211,8 +211,9 @@ class StackedMLP(FusedMLP):
 
     def _activations_pay(self, index: Tensor) -> bool:
         """Whether P behind the activations is cheaper than in the weights: by what each reads and writes."""
-        experts, outputs, inputs = self.down_proj.shape
-        size = inputs if self.stack_shape.transposed else outputs
+        down = self.down_proj
+        assert isinstance(down, Tensor)
+        experts, size = down.shape[0], down.shape[2 if self.stack_shape.transposed else 1]
         return torch.compiler.is_compiling() or 2 * index.numel() <= experts * size
 
     def _activations(self, experts: Tensor) -> dict[str, Any]:
@@ -221,19 +222,20 @@ class StackedMLP(FusedMLP):
         Args:
             experts: The expert of each row, in the order in which the stock forward has the rows.
         """
-        scaling, stock = self.scaling, stock_mlp_class(type(self))
+        scaling, stock = self.scaling, cast("Any", stock_mlp_class(type(self)))
         assert isinstance(scaling, StackScaling)
         inner, activation = scaling.inner, getattr(self, "act_fn", None)
 
         def seen(rows: Tensor) -> Tensor:
-            assert activation is not None and inner is not None
-            return activation(rows * inner.to(rows.dtype)[experts])  # type: ignore[no-any-return]
+            assert activation is not None
+            assert inner is not None
+            return activation(rows * inner.to(rows.dtype)[experts])
 
-        own = self if inner is None else View(self, {"act_fn": seen})
+        own: Any = self if inner is None else View(self, {"act_fn": seen})
         name = "_apply_gate" if self.stack_shape.gated else "act_fn"
 
         def scaled(rows: Tensor) -> Tensor:
-            hidden: Tensor = stock._apply_gate(own, rows) if self.stack_shape.gated else own.act_fn(rows)  # type: ignore[operator]
+            hidden: Tensor = stock._apply_gate(own, rows) if self.stack_shape.gated else own.act_fn(rows)
             return hidden * scaling.factor_in(hidden.dtype)[experts]
 
         return {name: scaled}
@@ -243,6 +245,7 @@ class StackedMLP(FusedMLP):
         scaling, shape = self.scaling, self.stack_shape
         assert isinstance(scaling, StackScaling)
         down = self.down_proj  # as an adapter of it has it
+        assert isinstance(down, Tensor)
         replaced = {"down_proj": scaled(down, shape.units(scaling.factor_in(down.dtype)))}
         if (inner := scaling.inner) is None:
             return replaced

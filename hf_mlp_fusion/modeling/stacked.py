@@ -17,7 +17,7 @@ from .ffn import FFN
 from .modules import ClusterScaling, FusedMLP, stock_mlp_class
 from .packed import apart, together
 from .rows import Rows
-from .stack_modules import ExpertScaling, StackedMLP, StackScaling, StackShape, stacked_mlp_class
+from .stack_modules import ExpertScaling, StackScaling, StackShape, stacked_mlp_class
 
 __all__ = ["StackedFFN"]
 
@@ -145,32 +145,31 @@ class StackedFFN(FFN):
             parameter.requires_grad_(trainable[name])
 
     def kernel_parts(self) -> dict[str, list[str | Rows]]:
-        """What s1, s2 and s3 scale: where gate and up rows lie in turn or across, or are no plain product, s2's alone."""
+        """What s1, s2 and s3 scale: where gate and up rows lie in turn or across, or in no plain product, s2's."""
         shape, width = self.shape, self.width
         down = self._parameter("down")
-        parts: dict[str, list[str | Rows]] = {
-            "outer": [Rows(f"{self.full_name}.{self.spec.down}", 0, down.shape[1], self.number)]
-        }
+        outer: list[str | Rows] = [Rows(f"{self.full_name}.{self.spec.down}", 0, down.shape[1], self.number)]
         if shape.transposed or not shape.halves or not shape.plain_gate:
-            return parts
+            return {"outer": outer}
         names = [f"{self.full_name}.{self.spec.up}"]
         if self._bias("up") is not None:
             names.append(f"{names[0]}_bias")
         inner: list[str | Rows] = [Rows(name, 0, width, self.number) for name in names]
         if not shape.gated:
-            return {"inner": inner} | parts
-        return {"inner": inner, "value": [Rows(name, width, 2 * width, self.number) for name in names]} | parts
+            return {"inner": inner, "outer": outer}
+        value: list[str | Rows] = [Rows(name, width, 2 * width, self.number) for name in names]
+        return {"inner": inner, "value": value, "outer": outer}
 
     def hidden(self, inputs: Tensor, weights: FFNWeights) -> Tensor:
         """Runs other hidden units with its activation, without P."""
         host: Any = self.host
         up = linear(inputs, weights.up, weights.up_bias)
         if weights.gate is None:
-            return host.act_fn(up)  # type: ignore[no-any-return]
+            return host.act_fn(up)
         gate = linear(inputs, weights.gate, weights.gate_bias)
         if not hasattr(host, "_apply_gate"):
-            return host.act_fn(gate) * up  # type: ignore[no-any-return]
-        return host._apply_gate(together(gate, up, halves=self.shape.halves, dim=-1))  # type: ignore[no-any-return]
+            return host.act_fn(gate) * up
+        return host._apply_gate(together(gate, up, halves=self.shape.halves, dim=-1))
 
     def outputs(self, hidden: Tensor) -> Tensor:
         """Runs it by itself: no router, no residual, no norm."""
@@ -244,8 +243,7 @@ class StackedFFN(FFN):
     def take_scaling(self) -> ClusterScaling:
         """Takes P out of its stack again and leaves a narrow one of the stock class."""
         host: Any = self.host
-        assert isinstance(host, StackedMLP)
-        scaling = host.scaling
+        scaling: ClusterScaling = host.scaling
         delattr(host, self.spec.scaling)
         del host.stack_shape
         host.__class__ = stock_mlp_class(type(host))
@@ -253,7 +251,7 @@ class StackedFFN(FFN):
 
     def _parameter(self, part: str) -> Tensor:
         """The parameter that holds a part of all experts."""
-        return getattr(self.host, self.spec.projections[part])  # type: ignore[no-any-return]
+        return getattr(self.host, self.spec.projections[part])
 
     def _bias(self, part: str) -> Tensor | None:
         return getattr(self.host, f"{self.spec.projections[part]}_bias", None)

@@ -96,7 +96,7 @@ class MomentSums:
             self.count += len(h)
             if self.centred:
                 self._origin = self._origin or (h.mean(0), y.mean(0))
-                h, y = h - self._origin[0], y - self._origin[1]  # noqa: PLW2901
+                h, y = h - self._origin[0], y - self._origin[1]
             h_w, y_w = (h, y) if weights is None else (h * w[:, None], y * w[:, None])
             sums = [h_w.T @ h, h_w.T @ y, h_w.sum(0), y_w.sum(0), (y_w * y).sum(), w.sum()]
             if not self._sums:

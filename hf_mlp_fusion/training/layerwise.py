@@ -13,8 +13,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..data import evaluating, on_device, with_decoder_inputs
 from ..errors import FusionConfigError
-from ..measure import parameter_blocks, reduced_ffns
+from ..measure import reduced_ffns
 from ..measure.gradients import only_these_train
+from ..modeling.find import find_ffns
 from ..recipe import TuningReport
 from .states import TARGETS, mean_squared_error
 from .teacher import check_teacher, is_placed
@@ -97,9 +98,10 @@ class LayerwiseTuningTrainer(Trainer):
         """As `Trainer.train`, with everything but the fused FFNs frozen."""
         model: Any = self.model
         mode, started = model.training, time.perf_counter()
-        blocks = parameter_blocks(model, reduced_ffns(model))
+        reduced = set(reduced_ffns(model))
+        trained = {name for ffn in find_ffns(model) if ffn.name in reduced for name in ffn.parameter_names()}
         try:
-            with only_these_train(model, [name for names in blocks.values() for name in names]):
+            with only_these_train(model, sorted(trained)):
                 output = super().train(*args, **kwargs)
         finally:
             model.train(mode)

@@ -51,8 +51,9 @@ class RouterLosses:
     """Losses of the routers of a mixture of experts, each summed over the sparse layers.
 
     Args:
-        balance: E Σ_i f_i P_i of E experts, f_i the share of tokens whose likeliest expert is i (of top-k routers, of
-            the k likeliest of all tokens, those that are i) and P_i the mean probability of i (Switch Transformers, arXiv 2101.03961, eq. 4 to 6): from 1, balance, to E.
+        balance: E Σ_i f_i P_i of E experts, f_i the share of tokens whose likeliest expert is i (of top-k routers,
+            the share of i among the k likeliest of all tokens) and P_i the mean probability of i (Switch
+            Transformers, arXiv 2101.03961, eq. 4 to 6): from 1, balance, to E.
         z: Mean squared logsumexp of the logits (ST-MoE, arXiv 2202.08906, eq. 5).
     """
 

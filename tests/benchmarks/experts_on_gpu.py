@@ -6,8 +6,8 @@
 The block is a router with its experts, at half of the model's own width, alone. It runs eagerly and compiled (not the
 implementation `eager`, whose loop no graph holds), forward and in a training step (forward, backward). `batched_mm`
 gathers a weight for each row and is made for few tokens: it runs with `--few`, the others with `--tokens` and with
-`--few`. Places: `chosen` is what the package does, `weights` and `activations` P held in one place. With `--scales` there
-are s1, s2 and s3 besides, as the default calibration sets them. Lines tell a share below 1 where P costs something.
+`--few`. Places: `chosen` is what the package does, `weights` and `activations` P held in one place. With `--scales`
+there are s1, s2 and s3 besides, as the default calibration sets them. A share below 1 is what P costs.
 """
 
 from __future__ import annotations
@@ -98,7 +98,14 @@ def blocks(options: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
 
 
 def measure(
-    options: argparse.Namespace, stock: nn.Module, fused: nn.Module, name: str, tokens: int, *, compiled: bool, mode: str
+    options: argparse.Namespace,
+    stock: nn.Module,
+    fused: nn.Module,
+    name: str,
+    tokens: int,
+    *,
+    compiled: bool,
+    mode: str,
 ) -> None:
     """Times a stock block and its twin in turn, P in each of the places that the implementation has."""
     places = PLACES if name == "grouped_mm" else {"chosen": None}
@@ -112,7 +119,9 @@ def measure(
             if pays is not None:
                 StackedMLP._activations_pay = pays
             torch.compiler.reset()
-            runs = [timed(step(block, hidden, compiled=compiled, mode=mode), options.device) for block in (stock, fused)]
+            runs = [
+                timed(step(block, hidden, compiled=compiled, mode=mode), options.device) for block in (stock, fused)
+            ]
             first, second = in_turn(runs, seconds=options.seconds)
         finally:
             StackedMLP._activations_pay = usual

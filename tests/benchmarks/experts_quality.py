@@ -1,7 +1,8 @@
-"""Fewer units in every expert against fewer experts: perplexity at equal parameters, several seeds of calibration text.
+"""Fewer units in every expert against fewer experts: perplexity at equal parameters, several calibrations.
 
     python tests/benchmarks/experts_quality.py MODEL TEXTS [--column NAME] [--shares 0.5 0.25] [--seeds 0 1 2]
-        [--samples 512] [--held-out 256] [--length 128] [--device cuda] [--dtype float32] [--methods ...] [--multiple-of 64]
+        [--samples 512] [--held-out 256] [--length 128] [--device cuda] [--dtype float32] [--methods ...]
+        [--multiple-of 64]
 
 MODEL is a stock mixture of experts, such as `upcycle.py` makes. The last `--held-out` windows of TEXTS are what
 perplexity is measured on; calibration texts are drawn from the others, anew for each seed. `fusion` clusters without

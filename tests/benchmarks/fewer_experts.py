@@ -40,7 +40,9 @@ def reap(model: PreTrainedModel, batches: Sequence[Batch], experts: int) -> PreT
         for ffn in stack:
             gates: list[Tensor] = []
 
-            def add(_: Tensor, output: Tensor, e: int = ffn.number, s: Any = score, c: Any = count, g: Any = gates) -> None:
+            def add(
+                _: Tensor, output: Tensor, e: int = ffn.number, s: Any = score, c: Any = count, g: Any = gates
+            ) -> None:
                 s[e] += float((g.pop().double() * output.double().norm(dim=-1)).sum())
                 c[e] += len(output)
 
@@ -60,10 +62,10 @@ def reap(model: PreTrainedModel, batches: Sequence[Batch], experts: int) -> PreT
 
 
 def merge_experts(model: PreTrainedModel, batches: Sequence[Batch], experts: int) -> PreTrainedModel:
-    """Merges experts into groups of like mean outputs, weighted by how often they are chosen (HC-SMoE, arXiv 2410.08589).
+    """Merges experts of like mean outputs, weighted by how often they are chosen (HC-SMoE, arXiv 2410.08589).
 
-    Groups come from hierarchical clustering with average linkage. The router keeps all its rows: a token that chooses an
-    expert gets the group's, twice if it chooses two of one group.
+    Groups come from hierarchical clustering with average linkage. The router keeps all its rows: a token that
+    chooses an expert gets the group's, twice if it chooses two of one group.
 
     Args:
         model: As for `reap`.
@@ -89,7 +91,9 @@ def merge_experts(model: PreTrainedModel, batches: Sequence[Batch], experts: int
         host = stack[0].host
         shares = count.clamp(min=1.0)
         for name, parameter in list(host.named_parameters()):
-            merged = [_mean(parameter.detach(), shares, np.flatnonzero(groups == group)) for group in range(groups.max() + 1)]
+            merged = [
+                _mean(parameter.detach(), shares, np.flatnonzero(groups == group)) for group in range(groups.max() + 1)
+            ]
             setattr(host, name, nn.Parameter(torch.stack(merged)))
         host.num_experts = int(groups.max()) + 1  # type: ignore[assignment]
         _router(smaller, stack[0]).register_forward_hook(_Redirect(groups))

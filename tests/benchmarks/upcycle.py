@@ -1,8 +1,8 @@
 """Makes a small mixture of experts of a dense Llama: a Mixtral whose experts start as noisy copies of its FFNs.
 
     python tests/benchmarks/upcycle.py OUT --source smollm2-135m-instruct --texts FILE [--column NAME]
-        [--experts 8] [--top-k 2] [--layers 30] [--noise 0.3] [--drop 0.0] [--steps 2000] [--batch-size 32] [--length 256]
-        [--learning-rate 2e-4] [--balance 0.02] [--device cuda] [--seed 0]
+        [--experts 8] [--top-k 2] [--layers 30] [--noise 0.3] [--drop 0.0] [--steps 2000] [--batch-size 32]
+        [--length 256] [--learning-rate 2e-4] [--balance 0.02] [--device cuda] [--seed 0]
 
 Without noise and training the mixture computes what the dense model does. `--noise` is relative to a weight's standard
 deviation; `--drop` draws that share of each expert's units anew, as drop-upcycling does (arXiv 2502.19261). `--layers`
@@ -51,7 +51,9 @@ def main() -> None:
     torch.manual_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(options.source)
     model = mixture(LlamaForCausalLM.from_pretrained(options.source, dtype=torch.float32), options).to(options.device)
-    print(f"{model.num_parameters():,} parameters, {options.experts} experts in each of {len(model.model.layers)} layers")
+    print(
+        f"{model.num_parameters():,} parameters, {options.experts} experts in each of {len(model.model.layers)} layers"
+    )
     tokens = token_stream(tokenizer, read_texts(options.texts, column=options.column))
     print(f"{len(tokens):,} tokens of text")
     loss = train(model, tokens, options)
@@ -146,11 +148,11 @@ def card(options: argparse.Namespace, loss: float) -> str:
     return (
         f"# A mixture of experts for tests, up-cycled from {Path(options.source).name}\n\n"
         f"A Mixtral of {options.experts} experts, top {options.top_k}. Each expert started as a copy of the dense "
-        f"model's FFN with noise of {options.noise} standard deviations and {options.drop:.0%} of its units drawn anew; "
-        f"all weights were then trained for {options.steps} steps of {options.batch_size} x {options.length} tokens of "
-        f"`{Path(options.texts).name}` (seed {options.seed}, loss {loss:.3f}). It was made to compare ways to make "
-        "experts smaller. Its experts are far more alike than those of models that were trained as mixtures, and it "
-        "is of no other use.\n"
+        f"model's FFN with noise of {options.noise} standard deviations and {options.drop:.0%} of its units drawn "
+        f"anew; all weights were then trained for {options.steps} steps of {options.batch_size} x {options.length} "
+        f"tokens of `{Path(options.texts).name}` (seed {options.seed}, loss {loss:.3f}). It was made to compare ways "
+        "to make experts smaller. Its experts are far more alike than those of models that were trained as mixtures, "
+        "and it is of no other use.\n"
     )
 
 

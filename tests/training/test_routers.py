@@ -193,7 +193,7 @@ def test_routers_of_stacks(name):
     found = router_losses(outputs, batch, top_k=2)
     mask, balance, z = batch["attention_mask"].bool().flatten(), 0.0, 0.0
     for logits in outputs.router_logits:
-        logits = logits.detach().reshape(len(mask), -1)[mask]  # noqa: PLW2901
+        logits = logits.detach().reshape(len(mask), -1)[mask]
         z += losses_by_hand(logits, torch.ones(len(logits), dtype=torch.bool))[1]
         chosen = torch.bincount(logits.topk(2).indices.flatten(), minlength=EXPERTS) / (2 * len(logits))
         balance += float(EXPERTS * (chosen * logits.softmax(-1).mean(0)).sum())
