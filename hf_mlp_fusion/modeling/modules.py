@@ -40,10 +40,13 @@ class ClusterScaling(UnitScaling, nn.Module):
 
     Attributes:
         known_sizes: P when it was loaded, on the CPU; None in a model on the meta device.
+        kernel_scales: s1, s2 and s3, `[3]` float32, for the state dict; not there where all are 1.
 
     Shape:
         Input and output `[..., k]`; `cluster_sizes` `[k]`, int32, positive, summing to I.
     """
+
+    kernel_scales: Tensor
 
     def __init__(self, activation: nn.Module, width: int, original_width: int) -> None:
         super().__init__()
