@@ -4,14 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODELS ?= real-models
 
-.PHONY: demo test test-real models check docs build format clean
+.PHONY: demo test test-heads test-real models check docs build format clean
 
 demo: $(VENV)/installed
 	$(BIN)/hf-mlp-fusion demo
 
 # The quick tests: offline, a few minutes on two cores.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not real"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not real and not heads"
+
+# Every head of every family, calibrated on texts and on batches: some minutes more.
+test-heads: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m heads
 
 # The tests on really trained models: the small ones in HF_MLP_FUSION_TEST_MODELS or ../shared/models, and those that
 # `make models` has built.

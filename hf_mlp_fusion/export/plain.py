@@ -172,7 +172,8 @@ def plain_model(
     widths = stock_widths(model, ffns, pad=pad)
     targets = {ffn.name: widths[str(family.width_field_of(ffn.spec))] for ffn in ffns}
 
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(".cluster_sizes")}
+    own = (".cluster_sizes", ".kernel_scales")
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(own)}
     for group in by_entry(ffns):
         each = [ffn.tensors(folded_weights(ffn, dtype).padded(targets[ffn.name])) for ffn in group]
         state |= {f"{group[0].full_name}.{name}": group[0].joined([own[name] for own in each]) for name in each[0]}

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from ..data import Batch, plain_context
 from ..errors import UnsupportedModelError
 from ..measure import ntk
+from ..modeling.classes import note_scales
 from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
 from ..modeling.rows import Rows
-from ..recipe import FusionSection
 
 __all__ = ["calibrate_ntk", "kernel_sizes", "match_kernel_sizes"]
 
@@ -103,8 +103,7 @@ def match_kernel_sizes(
         if None in ratios.values():
             logger.warning("no gradient reached %s: the size of its kernels is not matched", ffn.name)
         scales[ffn.name] = _rescale(ffn, {part: ratio or 1.0 for part, ratio in ratios.items()})
-    entries = {ffn.entry: ffn.holder.scales for ffn in ffns if ffn.holder is not None}
-    fused.config.mlp_fusion = FusionSection.from_dict(fused.config.mlp_fusion).with_scales(entries).to_dict()
+    note_scales(fused)
     return scales
 
 
@@ -125,9 +124,12 @@ def _ratio(wanted: float, found: float) -> float | None:
 def _rescale(ffn: FFN, ratios: Mapping[str, float]) -> tuple[float, ...]:
     scaling, weights = ffn.scaling, ffn.read()
     assert scaling is not None
-    inner, value, outer = (ratios.get(part, 1.0) for part in ("inner", "value", "outer"))
+    before = (*scaling.scales, 1.0)[:3]
+    wanted = (ratios.get(part, 1.0) for part in ("inner", "outer", "value"))
+    scaling.scales = [scale * by for scale, by in zip(before, wanted, strict=True)]
+    # By what they were set to, which is rounded: the output stays to the last bit that it can.
+    inner, outer, value = (new / old for new, old in zip((*scaling.scales, 1.0), before, strict=False))
     changed = dict.fromkeys(weights.seen, inner) | dict.fromkeys(weights.values, value) | {"down": outer}
     parts = {name: getattr(weights, name) / by for name, by in changed.items()}
     ffn.write(ffn.tensors(replace(weights, **parts)))
-    scaling.scales = [scale * by for scale, by in zip((*scaling.scales, 1.0), (inner, outer, value), strict=False)]
     return scaling.scales

@@ -5,6 +5,7 @@ All else works by itself, for a fused FFN's projections are stock modules under 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +17,11 @@ from ..families import Family
 from .find import by_entry, find_ffns
 from .modules import FusedMLP
 
-__all__ = ["add_default_targets", "refuse_other_widths"]
+__all__ = ["add_default_targets", "refuse_other_widths", "tell_nameless_base"]
 
+logger = logging.getLogger(__name__)
+
+_WRAPPED = "base_model.model."  # what PEFT puts before the names of a model that it wraps
 _LORA = "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"
 
 
@@ -65,6 +69,23 @@ def refuse_other_widths(model: PreTrainedModel, state_dict: Mapping[str, Tensor]
             for size, needed in zip(tensor.shape, model.get_parameter(name).shape, strict=False):
                 if needed != size and needed in (owner.width, rows * owner.width):
                     raise _other_width(name, size * owner.width // needed, owner)
+
+
+def tell_nameless_base(model: PreTrainedModel, prefix: str, *_: Any) -> None:
+    """Says once that an adapter of a model which was never loaded from anywhere will name no base.
+
+    A hook for `nn.Module.register_state_dict_pre_hook`, which all ways to save an adapter pass.
+
+    Args:
+        model: A fused model.
+        prefix: What the names of the model's weights begin with: PEFT's wrapping shows there.
+    """
+    if _WRAPPED in prefix and not model.name_or_path and not getattr(model, "told_nameless_base", False):
+        model.told_nameless_base = True  # type: ignore[assignment]
+        logger.warning(
+            "The base of this adapter was fused in memory, and the adapter names none: save the fused model, load it "
+            "with from_pretrained, and adapt that, for the adapter to be loaded elsewhere"
+        )
 
 
 def _other_width(name: str, size: int, here: FusedMLP) -> BrokenCheckpointError:

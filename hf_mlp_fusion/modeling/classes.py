@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -20,7 +21,7 @@ from ..families import family_of
 from ..hub import MODEL_TAG, add_stub, write_card
 from ..recipe import REPORT_NAME, FusionReport, FusionSection
 from ..tensors import even_cluster_sizes
-from .adapters import refuse_other_widths
+from .adapters import refuse_other_widths, tell_nameless_base
 from .configs import config_class
 from .find import find_ffns
 from .forms import FORMS
@@ -54,6 +55,7 @@ class FusedModelMixin:
         self._weight_conversions: list[Any] = []
         self._no_split_modules = _with_fused_names(self)  # type: ignore[arg-type]
         self.register_load_state_dict_pre_hook(refuse_other_widths)  # type: ignore[attr-defined]
+        self.register_state_dict_pre_hook(tell_nameless_base)  # type: ignore[attr-defined]
         super().post_init()  # type: ignore[misc]
         self.add_model_tags(MODEL_TAG)  # type: ignore[attr-defined]
 
@@ -64,6 +66,8 @@ class FusedModelMixin:
             if isinstance(module, ClusterScaling):
                 even = even_cluster_sizes(module.cluster_sizes.shape[-1], module.original_width)
                 init.copy_(module.cluster_sizes, even)
+                if module.kept_scales is not None:  # older checkpoints have them in their config alone
+                    init.copy_(module.kernel_scales, torch.tensor(module.every_scale))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -109,9 +113,16 @@ class FusedModelMixin:
         """As the stock class's, with the receipt beside the weights."""
         if self._auto_class is not None:  # type: ignore[attr-defined]
             self.config.own_auto_map()  # type: ignore[attr-defined]
+        note_scales(self)  # type: ignore[arg-type]
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if self.fusion_report is not None and kwargs.get("is_main_process", True):
             self.fusion_report.save(save_directory)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle finds a class by its name, and one that was made of a user's own by that.
+        if find_class(type(self).__name__) is type(self):  # type: ignore[comparison-overlap]
+            return super().__reduce_ex__(protocol)
+        return _empty_fused_model, (stock_class(type(self)),), self.__dict__  # type: ignore[arg-type]
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         # Between the saving and the one commit of `push_to_hub` and `save_pretrained(push_to_hub=True)`, which look
@@ -162,6 +173,17 @@ def narrow_ffns(model: PreTrainedModel) -> None:
             holder.scales = widths.scales
 
 
+def note_scales(model: PreTrainedModel) -> None:
+    """Notes the scales of the NTK calibration in a model's config, as they are now.
+
+    Args:
+        model: A fused model.
+    """
+    section = FusionSection.from_dict(model.config.mlp_fusion)
+    scales = {ffn.entry: ffn.holder.kept_scales for ffn in find_ffns(model) if ffn.holder is not None}
+    model.config.mlp_fusion = section.with_scales(scales).to_dict()
+
+
 def _with_fused_names(model: PreTrainedModel) -> list[str] | None:
     """The classes that a device map must not split: those of the stock model, and what fusion made of them."""
     names = model._no_split_modules
@@ -209,12 +231,21 @@ def fused_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
             "__module__": __package__,  # promised: adapters and pickles name it
             "__doc__": f"`{stock.__name__}` with fused FFNs. Made by `fuse_model` or `from_pretrained`.",
             "config_class": fused_config,
+            "_keys_to_ignore_on_load_missing": [
+                *(stock._keys_to_ignore_on_load_missing or ()),
+                r"\.kernel_scales$",
+            ],
             # transformers reads them off the source of the class's module; that of the stock class is meant.
             "_can_set_attn_implementation": classmethod(lambda cls: stock._can_set_attn_implementation()),
             "_can_set_experts_implementation": classmethod(lambda cls: stock._can_set_experts_implementation()),
         },
     )
     return _FUSED_CLASSES[stock]
+
+
+def _empty_fused_model(stock: type[PreTrainedModel]) -> PreTrainedModel:
+    fused = fused_class(stock)
+    return fused.__new__(fused)
 
 
 def stock_class(fused: type[PreTrainedModel]) -> type[PreTrainedModel]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from .forms import FORMS
 from .modules import ClusterScaling
 
 __all__ = ["check_fused_ffns", "check_headers", "check_nothing_missing", "check_scales", "refuse_tensor_parallelism"]
+
+_CAST = 1e-2  # what loading in half precision does to scales, at most
 
 # Fields of configs that count layers, and experts, which a stack holds in one tensor.
 _LAYERS = ("num_hidden_layers", "num_decoder_layers")
@@ -57,6 +59,22 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
         assert scaling is not None
         check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
         scaling.remember()
+        _check_kernel_scales(scaling, name.replace("cluster_sizes", "kernel_scales"), loading_info["unexpected_keys"])
+
+
+def _check_kernel_scales(scaling: ClusterScaling, name: str, unexpected: Collection[str]) -> None:
+    """Checks that weights and config have the same scales: of another fusion, they would compute something else."""
+    stored = scaling.kernel_scales if scaling.kept_scales is not None else None
+    same = name not in unexpected
+    if same and stored is not None:
+        known = torch.tensor(scaling.every_scale, dtype=torch.float32)
+        same = torch.allclose(stored.float().cpu(), known, rtol=_CAST)
+    if not same:
+        raise BrokenCheckpointError(
+            f"{name} of the weights and the mlp_fusion section of config.json differ: they are of two fusions. Take "
+            "both files of one"
+        )
+    scaling.keep_scales()  # as they were before loading cast them
 
 
 def check_headers(name_or_path: str | Path, config: Any, hub_kwargs: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,10 +40,13 @@ class ClusterScaling(UnitScaling, nn.Module):
 
     Attributes:
         known_sizes: P when it was loaded, on the CPU; None in a model on the meta device.
+        kernel_scales: s1, s2 and s3, `[3]` float32, for the state dict; not there where all are 1.
 
     Shape:
         Input and output `[..., k]`; `cluster_sizes` `[k]`, int32, positive, summing to I.
     """
+
+    kernel_scales: Tensor
 
     def __init__(self, activation: nn.Module, width: int, original_width: int) -> None:
         super().__init__()
@@ -54,10 +58,29 @@ class ClusterScaling(UnitScaling, nn.Module):
         self.known_sizes: Tensor | None = None
         self.register_buffer("cluster_sizes", even_cluster_sizes(width, original_width))
 
+    @UnitScaling.scales.setter  # type: ignore[attr-defined, untyped-decorator]
+    def scales(self, scales: Sequence[Any]) -> None:
+        """Sets s1 and s2, and s3 where there is one."""
+        UnitScaling.scales.fset(self, scales)  # type: ignore[attr-defined]
+        self.keep_scales()
+
+    @property
+    def every_scale(self) -> Sequence[Any]:
+        """s1, s2 and s3, also where they are 1."""
+        return self.inner_scale, self.outer_scale, self.value_scale
+
     @property
     def kept_scales(self) -> tuple[Any, ...] | None:
         """What the config section keeps of its scales; None where there is nothing to keep."""
         return None if self.scales == (1.0, 1.0) else self.scales
+
+    def keep_scales(self) -> None:
+        """Keeps the scales in the state dict, whose weights mean nothing without them: `kernel_scales`, float32."""
+        if self.kept_scales is None:
+            self._buffers.pop("kernel_scales", None)
+            return
+        values = torch.tensor(self.every_scale, dtype=torch.float32, device=self.cluster_sizes.device)
+        self.register_buffer("kernel_scales", values)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Applies the activation and P; the result has the dtype of the activation's."""
@@ -78,6 +101,7 @@ class ClusterScaling(UnitScaling, nn.Module):
         super()._apply(fn, *args)
         if self.cluster_sizes.is_floating_point() and not before.is_floating_point():
             self.cluster_sizes = before.to(self.cluster_sizes.device)
+        self.keep_scales()  # not in half precision
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args):  # type: ignore[no-untyped-def]
@@ -87,14 +111,23 @@ class ClusterScaling(UnitScaling, nn.Module):
         if sizes is not None and sizes.shape == self.cluster_sizes.shape and _is_plain(sizes):
             state_dict[name] = sizes = as_integers(sizes)  # a mean of equal P is exact, and floats
             check_cluster_sizes(sizes, self.original_width, name)
+        scales = state_dict.get(f"{prefix}kernel_scales")
+        known = scales is not None and scales.shape == (*self.cluster_sizes.shape[:-1], 3) and _is_plain(scales)
+        if known and not (scales.isfinite().all() and (scales > 0).all()):
+            raise BrokenCheckpointError(f"{prefix}kernel_scales holds what is no positive number")
+        if known and "kernel_scales" not in self._buffers:  # of another fusion, whose scales come along
+            self.register_buffer("kernel_scales", torch.ones_like(scales, device=self.cluster_sizes.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
         if sizes is not None:
             self.remember()
+        if known:
+            self.scales = scales.float().tolist()
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):  # type: ignore[no-untyped-def]
         # nn.Module's hook for `state_dict`, which all ways to save go through: no broken P gets out.
         if _is_plain(self.cluster_sizes):
             self._undo_changes(f"{prefix}cluster_sizes")
+            self.keep_scales()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _undo_changes(self, name: str) -> None:

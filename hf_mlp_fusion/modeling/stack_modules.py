@@ -15,7 +15,7 @@ from transformers.integrations.moe import use_experts_implementation
 
 from ..tensors import even_cluster_sizes
 from .modules import ClusterScaling, FusedMLP, View, made_class, stock_mlp_class
-from .unit_scaling import UnitScaling
+from .unit_scaling import UnitScaling, as_stored
 
 __all__ = ["ExpertScaling", "StackScaling", "StackShape", "StackedMLP", "stacked_mlp_class"]
 
@@ -78,9 +78,10 @@ class ExpertScaling(UnitScaling):
     @UnitScaling.scales.setter  # type: ignore[attr-defined, untyped-decorator]
     def scales(self, scales: Sequence[float]) -> None:
         """Sets s1 and s2, and s3 where there is one, in the stack."""
-        self.inner_scale, self.outer_scale, self.value_scale = (*scales, 1.0)[:3]
+        self.inner_scale, self.outer_scale, self.value_scale = map(as_stored, (*scales, 1.0)[:3])
         self.stack.expert_scales[self.expert] = (self.inner_scale, self.outer_scale, self.value_scale)
         self.stack.forget()
+        self.stack.keep_scales()
 
 
 class StackScaling(ClusterScaling):
@@ -154,6 +155,11 @@ class StackScaling(ClusterScaling):
     def scales(self, scales: Sequence[Any]) -> None:
         for expert, values in enumerate(scales):
             self.of(expert).scales = values
+
+    @property
+    def every_scale(self) -> list[tuple[float, float, float]]:
+        """s1, s2 and s3 of each expert."""
+        return self.expert_scales
 
     @property
     def kept_scales(self) -> tuple[Any, ...] | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
-__all__ = ["UnitScaling"]
+__all__ = ["UnitScaling", "as_stored"]
 
 
 class UnitScaling:
@@ -41,4 +42,9 @@ class UnitScaling:
     @scales.setter
     def scales(self, scales: Sequence[float]) -> None:
         """Sets s1 and s2, and s3 where there is one."""
-        self.inner_scale, self.outer_scale, self.value_scale = (*scales, 1.0)[:3]
+        self.inner_scale, self.outer_scale, self.value_scale = map(as_stored, (*scales, 1.0)[:3])
+
+
+def as_stored(scale: float) -> float:
+    """A scale as checkpoints store it: in single precision, which every device has."""
+    return float(np.float32(scale))

@@ -69,7 +69,7 @@ class FusionSection:
         values = {"recipe": self.recipe.to_dict(), "source": self.source, "ffns": ffns}
         return values if self.method == "fusion" else values | {"method": self.method}
 
-    def with_scales(self, scales: Mapping[str, tuple[Any, ...]]) -> FusionSection:
+    def with_scales(self, scales: Mapping[str, tuple[Any, ...] | None]) -> FusionSection:
         """The section with the scales of an NTK calibration.
 
         Args:

@@ -1,7 +1,9 @@
 """The module paths that end up in users' files are those that docs/design.md promises, and still lead somewhere."""
 
 import ast
+import copy
 import importlib
+import io
 import json
 import pickle
 import pickletools
@@ -9,8 +11,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from any_family import output_of_any, tiny_family_model
 from peft import LoraConfig, get_peft_model
+from transformers import BertForMaskedLM
 
 import hf_mlp_fusion
 from hf_mlp_fusion import FusionConfig, fuse_model
@@ -39,21 +43,30 @@ def modules_in_pickle(data):
     return found
 
 
-KINDS = ("bert", "esm", "mixtral")
+class Own(BertForMaskedLM):
+    """A user's own."""
 
 
-def tiny_fused(name):
-    return fuse_model(tiny_family_model(FAMILIES[name]), FusionConfig(width=32))
+def _fused(kind):
+    family = FAMILIES["bert" if kind == "own" else kind]
+    model = tiny_family_model(family, Own if kind == "own" else None)
+    return fuse_model(model, FusionConfig(width=32, targets="all"))
+
+
+KINDS = ["bert", "esm", "own", "mixtral"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def fused(request):
+    return _fused(request.param)
 
 
 def test_paths_in_files_are_promised(tmp_path):
     found = set()
-    for name in KINDS:
-        fused = tiny_fused(name)
-        found |= modules_in_pickle(pickle.dumps(fused)) | modules_in_pickle(pickle.dumps(fused.config))
-        lora = LoraConfig(r=2, target_modules=["o_proj"] if name == "mixtral" else None)
-        get_peft_model(fused, lora).save_pretrained(tmp_path)
-        found.add(json.loads((tmp_path / "adapter_config.json").read_text())["auto_mapping"]["parent_library"])
+    for model in map(_fused, KINDS):
+        found |= modules_in_pickle(pickle.dumps(model)) | modules_in_pickle(pickle.dumps(model.config))
+    get_peft_model(_fused("bert"), LoraConfig(r=2)).save_pretrained(tmp_path)
+    found.add(json.loads((tmp_path / "adapter_config.json").read_text())["auto_mapping"]["parent_library"])
     for node in ast.walk(ast.parse(stub_text())):
         if isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{item.name}" for item in node.names}
@@ -65,13 +78,18 @@ def test_promised_paths_lead_somewhere():
         importlib.import_module(name)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_pickles_come_back(name):
-    fused = tiny_fused(name)
+def test_pickles_come_back(fused):
     again = pickle.loads(pickle.dumps(fused))
     assert type(again) is type(fused)
     assert type(again.config) is type(fused.config)
     assert output_of_any(again).equal(output_of_any(fused))
+    twin = copy.deepcopy(fused)
+    assert type(twin) is type(fused)
+    assert output_of_any(twin).equal(output_of_any(fused))
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    assert output_of_any(torch.load(file, weights_only=False)).equal(output_of_any(fused))
 
 
 def test_the_stub_of_the_first_version_still_works():

@@ -10,7 +10,7 @@ import transformers
 from conftest import TINY_HEADS, first_output, tiny_model
 from tiny_text import tiny_texts, tiny_tokenizer
 
-from hf_mlp_fusion import FusionConfig, fuse_model
+from hf_mlp_fusion import FusionConfig, FusionWarning, fuse_model
 from hf_mlp_fusion.cli.tune import tune
 from hf_mlp_fusion.errors import DataError
 from hf_mlp_fusion.training import tune_model
@@ -50,6 +50,19 @@ def test_too_few_texts_are_refused():
     model = tiny_model("gpt2")
     with pytest.raises(DataError, match="3 texts are too few"):
         tune_model(fuse_model(model, FusionConfig(width=16)), model, tiny_texts(3), tiny_tokenizer("gpt2"))
+
+
+def test_tuning_that_harms_says_so_and_few_texts_hold_out_more():
+    model = tiny_model("bert", transformers.BertForSequenceClassification)
+    fused = fuse_model(model, FusionConfig(width=16))
+    with pytest.warns(
+        FusionWarning, match=r"tuning made the output error worse, from 0\.\d+ to .*: give more texts"
+    ) as told:
+        result = tune_model(fused, model, tiny_texts(64), tiny_tokenizer("bert"), learning_rate=0.5, epochs=3)
+    assert result.rows >= 16
+    assert len([item for item in told if issubclass(item.category, FusionWarning)]) == 1
+    with pytest.warns(FusionWarning, match=r"was measured on \d+ rows, and says little"):
+        tune_model(fused, model, tiny_texts(12), tiny_tokenizer("bert"), learning_rate=0.0)
 
 
 def test_the_command(cli, folder):
