@@ -19,7 +19,7 @@ from .calibration import SAMPLES, calibration_batches, hold_out, kernel_rows
 from .driver import LayerReducer, Method, check_reducible, reduce_ffns
 from .foresight import check_memory, fusion_work
 from .kernel_size import kernel_sizes, match_kernel_sizes
-from .layer_fuser import LayerFuser
+from .layer_fuser import LayerFuser, is_rare
 from .plan import plan_fusion
 
 __all__ = ["fuse_model"]
@@ -129,18 +129,18 @@ def _few_tokens(report: FusionReport, ffns: Sequence[FFN]) -> str | None:
 
 
 def _rare(report: FusionReport, ffns: Sequence[FFN]) -> str | None:
-    """Names the experts of stacks that saw fewer tokens than they keep units, though all together saw enough.
+    """Names the experts of stacks that saw too few tokens, though all together saw enough.
 
     Args:
         report: The receipt.
         ffns: The FFNs that were fused.
     """
     experts = {ffn.name for ffn in ffns if ffn.spec.stacked}
-    rare = [ffn for ffn in report.ffns if ffn.name in experts and ffn.tokens < ffn.width]
+    rare = [ffn for ffn in report.ffns if ffn.name in experts and is_rare(ffn.tokens, ffn.width)]
     if not rare:
         return None
     names = ", ".join(f"{ffn.name} ({ffn.tokens})" for ffn in rare[:_NAMED]) + (", ..." if rare[_NAMED:] else "")
     return (
-        f"{len(rare)} of {len(experts)} experts saw fewer calibration tokens than they keep units, and are fused "
+        f"{len(rare)} of {len(experts)} experts saw too few calibration tokens for the units that they keep, and are fused "
         f"nearly as without data: {names}; more rows reach more of them"
     )

@@ -102,13 +102,15 @@ class LayerFuser:
 
     def _spare_rare(self, ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
         """Fuses experts that saw too few tokens to choose units by as without data, and takes the moments of that."""
-        rare = [ffn for ffn in ffns if is_rare(self._moments[ffn.name], self._widths[ffn.name])]
+        seen = {ffn: moments for ffn in ffns if (moments := self._moments[ffn.name]) is not None}
+        rare = [ffn for ffn, moments in seen.items() if is_rare(moments.count, self._widths[ffn.name])]
         if not rare:
             return
         plain = {ffn.name: _cluster(ffn, self._widths[ffn.name], self.config) for ffn in rare}
         units = {name: item.weights.weights for name, item in plain.items()}
         self._plain |= plain
-        self._moments |= collect_moments(self.model, rare, batches, units)
+        found = collect_moments(self.model, rare, batches, units)
+        self._moments |= {ffn.name: found.get(ffn.name) for ffn in rare}
 
     def _tell_errors(self, ffns: Sequence[FFN]) -> None:
         """Takes the errors of FFNs on data that they were not calibrated on."""
@@ -184,14 +186,16 @@ class LayerFuser:
         )
 
 
-def is_rare(moments: Moments | None, width: int) -> bool:
-    """Whether an FFN (an expert, that is) saw too few tokens, yet some, to choose its units by: fewer than it keeps.
+def is_rare(tokens: int, width: int) -> bool:
+    """Whether an FFN (an expert, that is) saw too few tokens to choose its units by: less than one for two it keeps.
+
+    With more, units chosen by what they saw are better than clusters, though the refit of both shrinks to what it was.
 
     Args:
-        moments: Its moments; None where it saw none.
+        tokens: The tokens.
         width: Units to keep.
     """
-    return moments is not None and moments.count < width
+    return 2 * tokens < width
 
 
 def _cluster(ffn: FFN, width: int, config: FusionConfig) -> ReducedFFN[Fusion]:
