@@ -283,7 +283,7 @@ def _watch(
                 f"{ffn.name} computes NaN or infinity on {running.name}: look for NaN in that batch, or load the "
                 "model in float32"
             )
-        # An expert's error reaches the output times the gate, whose square as a weight is no better (few tokens: worse).
+        # An expert's error reaches the output times the gate. As a weight its square is no better, on few worse.
         sums.add(hidden, output, gates.pop() if gates else None)
 
     yield from ffn.watch(None if units is None else inputs.append, add, gates.append)

@@ -141,6 +141,6 @@ def _rare(report: FusionReport, ffns: Sequence[FFN]) -> str | None:
         return None
     names = ", ".join(f"{ffn.name} ({ffn.tokens})" for ffn in rare[:_NAMED]) + (", ..." if rare[_NAMED:] else "")
     return (
-        f"{len(rare)} of {len(experts)} experts saw too few calibration tokens for the units that they keep, and are fused "
-        f"nearly as without data: {names}; more rows reach more of them"
+        f"{len(rare)} of {len(experts)} experts saw too few calibration tokens for the units that they keep, and are "
+        f"fused nearly as without data: {names}; more rows reach more of them"
     )

@@ -287,7 +287,6 @@ def narrow_projection(projection: nn.Module, *, inputs: int | None = None, outpu
     """
     weight = projection.weight
     assert isinstance(weight, Tensor)
-    has_bias = projection.bias is not None
     if isinstance(projection, Conv1D):
         with torch.device(weight.device):
             return Conv1D(outputs or projection.nf, inputs or projection.nx).to(weight.dtype)
@@ -295,7 +294,7 @@ def narrow_projection(projection: nn.Module, *, inputs: int | None = None, outpu
     return nn.Linear(
         inputs or projection.in_features,
         outputs or projection.out_features,
-        bias=has_bias,
+        bias=projection.bias is not None,
         device=weight.device,
         dtype=weight.dtype,
     )
