@@ -66,6 +66,10 @@ def row_bytes(model: PreTrainedModel, tokens: int, *, gradients: bool = False, l
     outputs = widest = 0
     seen: set[str] = set()
     for path, module in model.named_modules():
+        if isinstance(stack := getattr(module, "down_proj", None), nn.Parameter) and stack.dim() == 3:
+            # Its chosen experts see a token each, which is copied for them: gate, up and down together.
+            chosen = int(getattr(config, "num_experts_per_tok", 1) or 1) * sum(3 * size for size in stack.shape[1:])
+            widest, outputs = max(widest, chosen), outputs + chosen
         if not isinstance(module, nn.Linear | Conv1D) or module is head:
             continue
         # A token passes by one expert, or a few, of many.
