@@ -15,9 +15,9 @@ from transformers.integrations.moe import use_experts_implementation
 
 from ..tensors import even_cluster_sizes
 from .modules import ClusterScaling, FusedMLP, View, made_class, stock_mlp_class
-from .unit_scaling import UnitScaling, as_stored
+from .unit_scaling import ExpertScaling
 
-__all__ = ["ExpertScaling", "StackScaling", "StackShape", "StackedMLP", "stacked_mlp_class"]
+__all__ = ["StackScaling", "StackShape", "StackedMLP", "stacked_mlp_class"]
 
 
 @dataclass(frozen=True)
@@ -60,28 +60,6 @@ class StackShape:
     def units(self, values: Tensor) -> Tensor:
         """Numbers of each unit, `[experts, k]`, shaped to multiply a down projection."""
         return values[:, :, None] if self.transposed else values[:, None, :]
-
-
-class ExpertScaling(UnitScaling):
-    """P of one expert of a stack, and its scales as they are now.
-
-    Args:
-        stack: The stack's.
-        expert: Number of the expert.
-    """
-
-    def __init__(self, stack: StackScaling, expert: int) -> None:
-        self.stack, self.expert = stack, expert
-        self.cluster_sizes, self.original_width = stack.cluster_sizes[expert], stack.original_width
-        self.inner_scale, self.outer_scale, self.value_scale = stack.expert_scales[expert]
-
-    @UnitScaling.scales.setter  # type: ignore[attr-defined, untyped-decorator]
-    def scales(self, scales: Sequence[float]) -> None:
-        """Sets s1 and s2, and s3 where there is one, in the stack."""
-        self.inner_scale, self.outer_scale, self.value_scale = map(as_stored, (*scales, 1.0)[:3])
-        self.stack.expert_scales[self.expert] = (self.inner_scale, self.outer_scale, self.value_scale)
-        self.stack.forget()
-        self.stack.keep_scales()
 
 
 class StackScaling(ClusterScaling):
@@ -206,8 +184,18 @@ class StackedMLP(FusedMLP):
             index = args[1] if len(args) > 1 else kwargs.get("top_k_index")
             if index is not None and (implementation == "batched_mm" or self._activations_pay(index)):
                 rows = index.reshape(-1)
-                return self._activations(rows if implementation == "batched_mm" else torch.sort(rows)[0])
+                return self._activations(rows if implementation == "batched_mm" else self._sorted(rows))
         return self._weights(_Scaled if implementation == "eager" else _Scaled.whole)
+
+    def _sorted(self, experts: Tensor) -> Tensor:
+        """The experts of rows, in the order in which `"grouped_mm"` has the rows."""
+        if torch.compiler.is_compiling():
+            return torch.sort(experts)[0]  # which the stock forward does as well: compiled, they are one
+        count = len(self.cluster_sizes)
+        # Counting is cheaper than sorting. As the stock forward counts: a CPU has no histogram of integers.
+        numbers = experts.int() if experts.is_cuda else experts.float()
+        counts = torch.histc(numbers, bins=count, min=0, max=count - 1).long()
+        return torch.repeat_interleave(counts, output_size=len(experts))
 
     def _activations_pay(self, index: Tensor) -> bool:
         """Whether P behind the activations is cheaper than in the weights: by what each reads and writes."""

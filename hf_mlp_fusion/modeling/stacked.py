@@ -17,7 +17,8 @@ from .ffn import FFN
 from .modules import ClusterScaling, FusedMLP, stock_mlp_class
 from .packed import apart, together
 from .rows import Rows
-from .stack_modules import ExpertScaling, StackScaling, StackShape, stacked_mlp_class
+from .stack_modules import StackScaling, StackShape, stacked_mlp_class
+from .unit_scaling import ExpertScaling
 
 __all__ = ["StackedFFN"]
 

@@ -1,13 +1,14 @@
-"""`UnitScaling`: P and the numbers of the NTK calibration, of one FFN."""
+"""`UnitScaling`: P and the numbers of the NTK calibration, of one FFN; `ExpertScaling` of one expert of a stack."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-__all__ = ["UnitScaling", "as_stored"]
+__all__ = ["ExpertScaling", "UnitScaling", "as_stored"]
 
 
 class UnitScaling:
@@ -48,3 +49,25 @@ class UnitScaling:
 def as_stored(scale: float) -> float:
     """A scale as checkpoints store it: in single precision, which every device has."""
     return float(np.float32(scale))
+
+
+class ExpertScaling(UnitScaling):
+    """P of one expert of a stack, and its scales as they are now.
+
+    Args:
+        stack: The stack's P.
+        expert: Number of the expert.
+    """
+
+    def __init__(self, stack: Any, expert: int) -> None:
+        self.stack, self.expert = stack, expert
+        self.cluster_sizes, self.original_width = stack.cluster_sizes[expert], stack.original_width
+        self.inner_scale, self.outer_scale, self.value_scale = stack.expert_scales[expert]
+
+    @UnitScaling.scales.setter  # type: ignore[attr-defined, untyped-decorator]
+    def scales(self, scales: Sequence[float]) -> None:
+        """Sets s1 and s2, and s3 where there is one, in the stack."""
+        self.inner_scale, self.outer_scale, self.value_scale = map(as_stored, (*scales, 1.0)[:3])
+        self.stack.expert_scales[self.expert] = (self.inner_scale, self.outer_scale, self.value_scale)
+        self.stack.forget()
+        self.stack.keep_scales()
