@@ -13,6 +13,9 @@
 - `_weight_conversions`, by which a loaded model is saved under the names that it was loaded from (`plain.py`);
 - `PreTrainedModel._can_set_attn_implementation`, `_can_set_experts_implementation` and `_no_split_modules`
   (`classes.py`);
+- what `use_experts_implementation` gives stacks of experts (`has_gate`, `has_bias`, `is_transposed`,
+  `is_concatenated`, `_apply_gate`), `_experts_implementation` of configs, and that `"grouped_mm"` sorts rows by expert
+  (`stack_modules.py`);
 - `transformers.utils.hub.cached_file`, its `_raise_exceptions_for_missing_entries`, and `cached_files` (`headers.py`,
   `classes.py`);
 - `transformers.modeling_utils._add_variant` (`headers.py`);

@@ -124,3 +124,21 @@ def test_saving_goes_by_weight_conversions(tmp_path):
             names.append(set(file.keys()))
     assert names[0] == set(model.state_dict())
     assert names[1] != names[0]
+
+
+def test_what_stacks_of_experts_say_of_themselves():
+    from transformers.integrations import moe
+    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+    sizes = {"hidden_size": 8, "intermediate_size": 4, "num_local_experts": 2}
+    plain = MixtralExperts(transformers.MixtralConfig(**sizes))
+    other = GptOssExperts(transformers.GptOssConfig(**sizes))
+    for host, said in ((plain, (True, False, False, True)), (other, (True, True, True, False))):
+        assert (host.has_gate, host.has_bias, host.is_transposed, host.is_concatenated) == said
+    assert MixtralExperts._apply_gate.__module__ == moe.use_experts_implementation.__module__ == moe.__name__
+    assert GptOssExperts._apply_gate.__module__ == GptOssExperts.__module__
+    for name in ("batched_mm", "grouped_mm"):  # whose second argument tells the experts of each token
+        arguments = list(inspect.signature(moe.ALL_EXPERTS_FUNCTIONS[name]).parameters)
+        assert arguments == ["self", "hidden_states", "top_k_index", "top_k_weights"]
+    assert "torch.sort(expert_ids)" in inspect.getsource(moe.grouped_mm_experts_forward)
