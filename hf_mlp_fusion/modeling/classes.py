@@ -25,7 +25,13 @@ from .adapters import refuse_other_widths, tell_nameless_base
 from .configs import config_class
 from .find import find_ffns
 from .forms import FORMS
-from .loading_checks import check_fused_ffns, check_headers, check_scales, refuse_tensor_parallelism
+from .loading_checks import (
+    check_fused_ffns,
+    check_headers,
+    check_scales,
+    refuse_block_kernels,
+    refuse_tensor_parallelism,
+)
 from .modules import ClusterScaling, FusedMLP
 
 __all__ = ["FusedModelMixin", "find_class", "fused_class", "stock_class"]
@@ -108,6 +114,12 @@ class FusedModelMixin:
             # It is called "None" by now, and cards of Trainer and adapters would name that as their base.
             model.name_or_path = model.config.name_or_path = ""
         return (model, info) if wants_info else model
+
+    def set_use_kernels(self, use_kernels: bool, *args: Any, **kwargs: Any) -> None:
+        """As the stock class's, and refuses kernels that compute whole blocks by their stock weights, without P."""
+        if use_kernels:
+            refuse_block_kernels(self)  # type: ignore[arg-type]
+        super().set_use_kernels(use_kernels, *args, **kwargs)  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As the stock class's, with the receipt beside the weights."""

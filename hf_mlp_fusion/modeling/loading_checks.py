@@ -17,9 +17,16 @@ from ..recipe import FusionSection
 from ..tensors import check_cluster_sizes
 from .find import by_entry, find_ffns
 from .forms import FORMS
-from .modules import ClusterScaling
+from .modules import ClusterScaling, FusedMLP
 
-__all__ = ["check_fused_ffns", "check_headers", "check_nothing_missing", "check_scales", "refuse_tensor_parallelism"]
+__all__ = [
+    "check_fused_ffns",
+    "check_headers",
+    "check_nothing_missing",
+    "check_scales",
+    "refuse_block_kernels",
+    "refuse_tensor_parallelism",
+]
 
 _CAST = 1e-2  # what loading in half precision does to scales, at most
 
@@ -159,6 +166,24 @@ def check_nothing_missing(
             FusionWarning,
             stacklevel=2,
         )
+
+
+def refuse_block_kernels(model: PreTrainedModel) -> None:
+    """Refuses kernels from the Hub in the place of modules that hold fused FFNs, whose P they would not know.
+
+    Args:
+        model: A fused model.
+
+    Raises:
+        FusionConfigError: It has such a module, as GPT-OSS has (`MegaBlocksMoeMLP`).
+    """
+    for name, module in model.named_modules():
+        kernel = getattr(module, "kernel_layer_name", None)
+        if kernel is not None and any(isinstance(part, FusedMLP) for part in (module, *module.children())):
+            raise FusionConfigError(
+                f"the kernel {kernel} would compute {name} without P: leave use_kernels out, or export the model "
+                "(hf-mlp-fusion export) and take kernels there"
+            )
 
 
 def refuse_tensor_parallelism(kwargs: Mapping[str, Any]) -> None:

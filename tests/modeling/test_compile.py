@@ -3,9 +3,12 @@
 import pytest
 import torch
 import transformers
+from any_family import inputs_of_any, tiny_family_model
 from conftest import first_output, model_inputs, tiny_model
 
 from hf_mlp_fusion import FusionConfig, fuse_model
+from hf_mlp_fusion.families import FAMILIES
+from hf_mlp_fusion.modeling.find import find_ffns
 
 CONFIG = FusionConfig(width=16, targets="all")
 
@@ -49,3 +52,16 @@ def test_compiling_experts():
     assert counts[0] == counts[1] > 0
     compiled = torch.compile(model, backend="eager")
     assert torch.equal(compiled(**model_inputs(model))[0], expected)
+
+
+@pytest.mark.parametrize("implementation", ["batched_mm", "grouped_mm"])
+def test_stacks_of_experts_are_one_graph(implementation):
+    model = fuse_model(tiny_family_model(FAMILIES["mixtral"], num_hidden_layers=1), FusionConfig(width=32))
+    for ffn in find_ffns(model):
+        ffn.scaling.scales = (1.5 + ffn.expert, 0.5 + ffn.expert, 1.25)
+    model.set_experts_implementation(implementation)
+    model.config.use_cache = False
+    inputs = inputs_of_any(model)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-6)

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MixtralConfig
 from transformers.distributed import DistributedConfig
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 
 from hf_mlp_fusion import (
     BrokenCheckpointError,
@@ -211,6 +212,13 @@ def test_parallel_experts_are_refused(tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path, distributed_config=DistributedConfig(fsdp_size=2, ep_size=2))
 
 
+def test_kernels_of_whole_blocks_are_refused(monkeypatch):
+    fused = fuse_model(tiny("interleaved, transposed, with biases"), HALF)
+    monkeypatch.setattr(GptOssMLP, "kernel_layer_name", "MegaBlocksMoeMLP", raising=False)
+    with pytest.raises(FusionConfigError, match=r"MegaBlocksMoeMLP would compute model\.layers\.0\.mlp without P"):
+        fused.set_use_kernels(True)
+
+
 def test_one_width_a_stack():
     with pytest.raises(FusionConfigError, match=r"layers\.0\.mlp\.experts keeps its experts in one parameter.*16, 32"):
         fuse_model(tiny(), FusionConfig(width={"*.experts.1": 16, "*": 32}))
@@ -323,14 +331,3 @@ def test_gradient_checkpointing_and_router_logits(layout):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
     logits = [model.eval()(**batch, output_router_logits=True).router_logits[0] for model in (tiny(layout), fused)]
     assert logits[0].equal(logits[1])  # of the first layer, which no fused expert comes before
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
-def test_compiled_without_a_break(implementation):
-    fused = scaled(fuse_model(tiny(num_hidden_layers=1), HALF))
-    fused.set_experts_implementation(implementation)
-    fused.config.use_cache = False
-    inputs = inputs_of_any(fused)
-    compiled = torch.compile(fused, backend="eager", fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(**inputs).logits, fused(**inputs).logits, **CLOSE)
