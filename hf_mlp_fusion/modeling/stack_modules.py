@@ -131,6 +131,7 @@ class StackScaling(ClusterScaling):
 
     @scales.setter
     def scales(self, scales: Sequence[Any]) -> None:
+        """Sets the scales of each expert."""
         for expert, values in enumerate(scales):
             self.of(expert).scales = values
 
