@@ -119,6 +119,14 @@ class StackScaling(ClusterScaling):
             self._cast = kept = (sizes, sizes._version, self.factor.to(dtype))
         return kept[2]
 
+    def forward(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        """`factor` in a dtype, and `inner`: by a call, before which accelerate's hooks place what was offloaded.
+
+        Args:
+            dtype: The dtype.
+        """
+        return self.factor_in(dtype), self.inner
+
     @property
     def inner(self) -> Tensor | None:
         """s1 of each expert, `[experts, 1]`; None where all are 1."""
@@ -213,19 +221,21 @@ class StackedMLP(FusedMLP):
         """
         scaling, stock = self.scaling, cast("Any", stock_mlp_class(type(self)))
         assert isinstance(scaling, StackScaling)
-        inner, activation = scaling.inner, getattr(self, "act_fn", None)
+        activation = getattr(self, "act_fn", None)
 
         def seen(rows: Tensor) -> Tensor:
+            _, inner = scaling(rows.dtype)
             assert activation is not None
             assert inner is not None
             return activation(rows * inner.to(rows.dtype)[experts])
 
-        own: Any = self if inner is None else View(self, {"act_fn": seen})
+        own: Any = View(self, {"act_fn": seen}) if scaling.has_inner else self
         name = "_apply_gate" if self.stack_shape.gated else "act_fn"
 
         def scaled(rows: Tensor) -> Tensor:
             hidden: Tensor = stock._apply_gate(own, rows) if self.stack_shape.gated else own.act_fn(rows)
-            return hidden * scaling.factor_in(hidden.dtype)[experts]
+            factor, _ = scaling(hidden.dtype)
+            return hidden * factor[experts]
 
         return {name: scaled}
 
@@ -235,8 +245,9 @@ class StackedMLP(FusedMLP):
         assert isinstance(scaling, StackScaling)
         down = self.down_proj  # as an adapter of it has it
         assert isinstance(down, Tensor)
-        replaced = {"down_proj": scaled(down, shape.units(scaling.factor_in(down.dtype)))}
-        if (inner := scaling.inner) is None:
+        factor, inner = scaling(down.dtype)
+        replaced = {"down_proj": scaled(down, shape.units(factor))}
+        if inner is None:
             return replaced
         up = getattr(self, shape.up)
         count = up.shape[2 if shape.transposed else 1]

@@ -9,13 +9,14 @@ import gguf
 import pytest
 import torch
 import transformers
-from accelerate import infer_auto_device_map
+from accelerate import disk_offload, infer_auto_device_map
 from any_family import output_of_any, tiny_family_model
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, UnsupportedModelError, export_plain, fuse_model
 from hf_mlp_fusion.families import FAMILIES
+from hf_mlp_fusion.modeling.find import find_ffns
 
 HALF = FusionConfig(width=32)
 
@@ -124,3 +125,17 @@ def test_widths_that_no_stock_config_can_say_are_refused(tmp_path):
     with pytest.raises(UnsupportedModelError, match=r"no Dinov2Config makes encoder\.layer\.0\.mlp 24 units wide"):
         export_plain(fuse_model(model, FusionConfig(width=24)), tmp_path / "two")
     assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])  # accelerate cannot offload a stock Llama 4
+def test_an_offloaded_stack_has_its_p(name, tmp_path):
+    """Weights and P lie on disk between forwards, where no forward of the stack's own parts would fetch them."""
+    fused = fuse_model(tiny_family_model(FAMILIES[name]), HALF)
+    for ffn in find_ffns(fused):
+        if ffn.is_fused:
+            ffn.scaling.scales = (1.0, 2.0 + ffn.expert)
+    expected = output_of_any(fused)
+    offloaded = disk_offload(fused, tmp_path, execution_device=torch.device("cpu"), offload_buffers=True)
+    assert all(ffn.holder.cluster_sizes.is_meta for ffn in find_ffns(offloaded) if ffn.is_fused)
+    assert output_of_any(offloaded).equal(expected)
+    assert output_of_any(offloaded).equal(expected)
