@@ -7,6 +7,9 @@ imported, pickled, and found by PEFT.
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,13 @@ from transformers import initialization as init
 from transformers.distributed.fsdp import is_fsdp_enabled
 
 from ..errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
-from ..families import family_of
+from ..families import Family, family_of
 from ..hub import MODEL_TAG, add_stub, write_card
 from ..recipe import REPORT_NAME, FusionReport, FusionSection
 from ..tensors import even_cluster_sizes
 from .adapters import refuse_other_widths
 from .configs import config_class
+from .ffn import FFN
 from .find import find_ffns
 from .forms import FORMS
 from .loading_checks import check_fused_ffns, check_headers, refuse_tensor_parallelism
@@ -99,7 +103,10 @@ class FusedModelMixin:
         )
         check_fused_ffns(model, info)
         if pretrained_model_name_or_path is not None:
-            model.fusion_report = _find_report(pretrained_model_name_or_path, hub_kwargs)
+            report = _find_report(pretrained_model_name_or_path, hub_kwargs)
+            # Not where layers were cut off: the receipt is that of the whole model.
+            if report is not None and {ffn.name for ffn in report.ffns} <= model.config.mlp_fusion["ffns"].keys():
+                model.fusion_report = report
         else:
             # It is called "None" by now, and cards of Trainer and adapters would name that as their base.
             model.name_or_path = model.config.name_or_path = ""
@@ -141,7 +148,10 @@ def narrow_ffns(model: PreTrainedModel) -> None:
     section = FusionSection.from_dict(model.config.mlp_fusion)
     family = family_of(model.config)
     found = {ffn.name: ffn for ffn in find_ffns(model)}
-    for name, widths in section.ffns.items():
+    kept = {name: widths for name, widths in section.ffns.items() if not _is_cut_off(name, family, found.values())}
+    if len(kept) < len(section.ffns):  # what is saved speaks of the layers that there are
+        model.config.mlp_fusion = replace(section, ffns=kept).to_dict()
+    for name, widths in kept.items():
         ffn = found.get(name)
         if ffn is None:
             # An encoder loaded alone from an encoder-decoder: the other stack's FFNs are not there to be narrowed.
@@ -159,6 +169,17 @@ def narrow_ffns(model: PreTrainedModel) -> None:
         form.install(ffn, widths.width, widths.original_width)
         if widths.scales is not None and (scaling := ffn.scaling) is not None:
             scaling.scales = widths.scales
+
+
+def _is_cut_off(name: str, family: Family, found: Iterable[FFN]) -> bool:
+    """Whether an FFN lay in a layer behind the last: stock models too are built and loaded with fewer layers."""
+    for spec in family.specs_of(name):
+        match = re.fullmatch(spec.pattern, name)
+        assert match is not None
+        groups = match.groupdict()
+        layers = [ffn.layer for ffn in found if ffn.stack == (groups.get("stack") or "")]
+        return bool(layers) and int(groups.get("layer") or 0) > max(layers)
+    return False
 
 
 def _with_fused_names(model: PreTrainedModel) -> list[str] | None:

@@ -11,15 +11,15 @@ import os
 import unittest
 
 import torch
+import transformers
 from any_family import inputs_of_any, main_head, tiny_config, tiny_family_model
-from tests import test_modeling_common as common
 from tests.test_training_mixin import TrainingTesterMixin
 
-import transformers
 from hf_mlp_fusion import FusionConfig, fuse_model
 from hf_mlp_fusion.families import FAMILIES
 from hf_mlp_fusion.families.compat import auto_models_of
 from hf_mlp_fusion.modeling.classes import fused_class
+from tests import test_modeling_common as common
 
 TESTED = ("bert", "roberta", "gpt2", "t5", "switch_transformers", "llama", "bart", "opt", "qwen2", "distilbert")
 FUSED = os.environ["PEERS_MODELS"] == "fused"

@@ -1,15 +1,15 @@
 """The models that PEFT's own suite loads, as tiny local ones: stock, or each fused.
 
-The suite takes ids of the Hub, which are relative paths as well: run in the folder that this fills, it finds there what
-it asks the Hub for.
+The suite takes ids of the Hub, which are relative paths as well: run in the folder that this fills, it finds there
+what it asks the Hub for.
 """
 
 from __future__ import annotations
 
 import sys
 
-# By head, the ids that PEFT's tests load with it. Ids that are not here (other families, other adapters, diffusion) stay on the
-# Hub, and their tests fail for stock and fused alike.
+# By head, the ids that PEFT's tests load with it. Others (families that cannot be fused, further adapters, diffusion)
+# stay on the Hub: their tests are left out, or fail for stock and fused alike.
 MODELS = {
     "BartForConditionalGeneration": ["peft-internal-testing/tiny-random-BartForConditionalGeneration"],
     "BertForSequenceClassification": ["peft-internal-testing/tiny-random-BertForSequenceClassification"],

@@ -2,8 +2,9 @@
 
     python tests/peers/run.py [peft|transformers] [--only FILES] [--work FOLDER] [--out FILE]
 
-What passes on stock models must pass on fused ones. `exceptions.toml` lists what does not, and why. The exit status is 1
-where anything else differs, and where an exception is listed that is none any more. PyPI is needed, the Hub is not.
+What passes on stock models must pass on fused ones. `exceptions.toml` lists what does not, and why. The exit status
+is 1 where anything else differs, and where an exception is listed that is none any more. PyPI is needed, the Hub is
+not.
 """
 
 from __future__ import annotations
@@ -90,7 +91,18 @@ def outcomes(suite: str, files: list[Path], source: Path, models: str, work: Pat
     if suite == "peft":
         subprocess.run([sys.executable, HERE / "hub.py", models], cwd=folder, env=environment, check=True)
     pytest = [sys.executable, "-m", "pytest", "-p", "plugin", "-p", "no:cacheprovider", "-n", "2", "--timeout", "300"]
-    pytest += ["-c", source / "pyproject.toml", "-o", "addopts=", "--quiet", "--tb=no", "--show-capture=no", "-rN"]
+    pytest += [
+        "-c",
+        source / "pyproject.toml",
+        "-o",
+        "addopts=",
+        "-o",
+        "log_cli=false",
+        "--quiet",
+        "--tb=no",
+        "--show-capture=no",
+        "-rN",
+    ]
     # As in the project's own pyproject.toml: peft 0.21 asks transformers 5.24 for a name that it has deprecated.
     pytest += ["-W", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"]
     with (work / f"{suite}-{models}.log").open("w", encoding="utf-8") as log:
@@ -134,6 +146,27 @@ def judge(stock: dict[str, dict], differences: dict[str, str], exceptions: list[
     return wrong
 
 
+def rows(suite: str, stock: dict[str, dict], fused: dict[str, dict], differences: dict[str, str]) -> list[list[str]]:
+    """Lines of the table: one for each file of a suite, and their sum.
+
+    Args:
+        suite: The package.
+        stock: What became of each test on stock models.
+        fused: The same on fused ones.
+        differences: What `compare` found.
+    """
+    counts: dict[str, Counter] = {}
+    for test in sorted({*stock, *fused}):
+        count = counts.setdefault(test.partition("::")[0], Counter())
+        before, after = (run[test]["outcome"] if test in run else MISSING for run in (stock, fused))
+        loaded = suite == "transformers" or (test in fused and fused[test]["models"] > 0)
+        count.update(tests=1, loaded=loaded, stock=before == PASSED, fused=after == PASSED)
+        count.update(both=before == after == FAILED, differences=test in differences)
+    counts["all"] = sum(counts.values(), Counter())
+    names = ("tests", "loaded", "stock", "fused", "both", "differences")
+    return [[f"{suite} {file}", *(str(count[name]) for name in names)] for file, count in counts.items()]
+
+
 def main() -> int:
     """Runs, prints a table, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -146,36 +179,21 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     exceptions = tomllib.loads((HERE / "exceptions.toml").read_text(encoding="utf-8"))
     console, wrong, kept = Console(width=119, highlight=False), [], {}
-    table = Table("suite", "tests", "passed on stock", "passed on fused", "failed on both", "differences")
+    table = Table("suite", "tests", "on a tiny model", "pass stock", "pass fused", "fail on both", "differ")
     for suite in [arguments.suite] if arguments.suite else ["peft", "transformers"]:
         source = fetch(suite, work)
-        files = [f for f in test_files(suite, source) if not arguments.only or f.name in arguments.only]
-        entries = [
-            e for e in exceptions.get(suite, []) if not arguments.only or e["test"].split("::")[0] in arguments.only
-        ]
+        files = [file for file in test_files(suite, source) if not arguments.only or file.name in arguments.only]
+        names = {file.name for file in files}
+        entries = [entry for entry in exceptions.get(suite, []) if entry["test"].partition("::")[0] in names]
         stock, fused = (outcomes(suite, files, source, models, work) for models in ("stock", "fused"))
         differences = compare(stock, fused)
         wrong += judge(stock, differences, entries)
         kept[suite] = {"stock": stock, "fused": fused, "differences": differences}
-        for file in sorted({test.split("::")[0] for test in {*stock, *fused}}):
-            mine = [test for test in {*stock, *fused} if test.split("::")[0] == file]
-            counts = [
-                Counter(run.get(test, {"outcome": MISSING})["outcome"] for test in mine) for run in (stock, fused)
-            ]
-            both = sum(
-                stock.get(test) and fused.get(test) and stock[test]["outcome"] == fused[test]["outcome"] == FAILED
-                for test in mine
-            )
-            table.add_row(
-                f"{suite} {file}",
-                str(len(mine)),
-                *(str(run[PASSED]) for run in counts),
-                str(both),
-                str(sum(test in differences for test in mine)),
-            )
+        for row in rows(suite, stock, fused, differences):
+            table.add_row(*row)
         for entry in entries:
             covered = sum(fnmatchcase(test, entry["test"]) for test in differences)
-            console.print(f"{suite}: {covered} × {entry['test']}: {entry['reason']}", markup=False)
+            console.print(f"{covered} of {suite}, {entry['test']}: {entry['reason']}", markup=False)
     console.print(table)
     for line in wrong:
         console.print(line, markup=False, soft_wrap=True)
