@@ -28,7 +28,7 @@ FUSED = os.environ["PEERS_MODELS"] == "fused"
 class Sizes:
     """What the shared tests ask of each model: a config, inputs for it, and some of its sizes."""
 
-    batch_size, seq_length, num_choices = 3, 9, 2
+    batch_size, seq_length, num_choices = 7, 9, 2
     hidden_size, num_hidden_layers, num_attention_heads = 16, 2, 2
     is_training = True
 
