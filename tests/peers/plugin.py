@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import types
-import warnings
 from pathlib import Path
 
 import pytest
@@ -108,4 +107,3 @@ def pytest_configure():
         names = common.get_values
         # Labels are made by the names of heads: those of fused heads are of the same kind.
         common.get_values = lambda mapping: [name for head in names(mapping) for name in (head, f"Fused{head}")]
-    warnings.simplefilter("default")

@@ -22,9 +22,9 @@ from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 
-from hub import IDS
 from rich.console import Console
 from rich.table import Table
+from tiny_hub import IDS
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -89,7 +89,7 @@ def outcomes(suite: str, files: list[Path], source: Path, models: str, work: Pat
     environment |= {"PEERS_SUITE": suite, "PEERS_MODELS": models, "PEERS_OUTCOMES": str(result)}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
     if suite == "peft":
-        subprocess.run([sys.executable, HERE / "hub.py", models], cwd=folder, env=environment, check=True)
+        subprocess.run([sys.executable, HERE / "tiny_hub.py", models], cwd=folder, env=environment, check=True)
     pytest = [sys.executable, "-m", "pytest", "-p", "plugin", "-p", "no:cacheprovider", "-n", "2", "--timeout", "300"]
     pytest += [
         "-c",
