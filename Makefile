@@ -18,7 +18,7 @@ test: $(VENV)/installed
 test-real: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m real
 
-# PEFT's and transformers' own tests, from PyPI, on tiny models, stock and fused: three quarters of an hour on two cores.
+# PEFT's and transformers' own tests, from PyPI, on tiny models, stock and fused: half an hour on two cores.
 peers: $(VENV)/installed
 	$(BIN)/python tests/peers/run.py
 

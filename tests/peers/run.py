@@ -160,8 +160,8 @@ def rows(suite: str, stock: dict[str, dict], fused: dict[str, dict], differences
         count = counts.setdefault(test.partition("::")[0], Counter())
         before, after = (run[test]["outcome"] if test in run else MISSING for run in (stock, fused))
         loaded = suite == "transformers" or (test in fused and fused[test]["models"] > 0)
-        count.update(tests=1, loaded=loaded, stock=before == PASSED, fused=after == PASSED)
-        count.update(both=before == after == FAILED, differences=test in differences)
+        count.update(tests=1, loaded=int(loaded), stock=int(before == PASSED), fused=int(after == PASSED))
+        count.update(both=int(before == after == FAILED), differences=int(test in differences))
     counts["all"] = sum(counts.values(), Counter())
     names = ("tests", "loaded", "stock", "fused", "both", "differences")
     return [[f"{suite} {file}", *(str(count[name]) for name in names)] for file, count in counts.items()]
