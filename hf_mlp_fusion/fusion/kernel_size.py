@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from ..data import Batch, plain_context
 from ..errors import UnsupportedModelError
 from ..measure import ntk
-from ..modeling.classes import note_scales
 from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
 from ..modeling.rows import Rows
+from ..recipe import FusionSection
 
 __all__ = ["calibrate_ntk", "kernel_sizes", "match_kernel_sizes"]
 
@@ -103,7 +103,8 @@ def match_kernel_sizes(
         if None in ratios.values():
             logger.warning("no gradient reached %s: the size of its kernels is not matched", ffn.name)
         scales[ffn.name] = _rescale(ffn, {part: ratio or 1.0 for part, ratio in ratios.items()})
-    note_scales(fused)
+    entries = {ffn.entry: ffn.holder.scales for ffn in ffns if ffn.holder is not None}
+    fused.config.mlp_fusion = FusionSection.from_dict(fused.config.mlp_fusion).with_scales(entries).to_dict()
     return scales
 
 

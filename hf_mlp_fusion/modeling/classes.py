@@ -23,16 +23,14 @@ from ..recipe import REPORT_NAME, FusionReport, FusionSection
 from ..tensors import even_cluster_sizes
 from .adapters import refuse_other_widths, tell_nameless_base
 from .configs import config_class
-from .find import find_ffns
-from .forms import FORMS
 from .loading_checks import (
     check_fused_ffns,
     check_headers,
-    check_scales,
     refuse_block_kernels,
     refuse_tensor_parallelism,
 )
 from .modules import ClusterScaling, FusedMLP
+from .narrowing import narrow_ffns, note_scales
 
 __all__ = ["FusedModelMixin", "find_class", "fused_class", "stock_class"]
 
@@ -109,7 +107,11 @@ class FusedModelMixin:
         )
         check_fused_ffns(model, info)
         if pretrained_model_name_or_path is not None:
-            model.fusion_report = _find_report(pretrained_model_name_or_path, hub_kwargs)
+            report = _find_report(pretrained_model_name_or_path, hub_kwargs)
+            # Not where layers were cut off: the receipt is that of the whole model.
+            section = FusionSection.from_dict(model.config.mlp_fusion)
+            if report is not None and all(section.entry_of(ffn.name) in section.ffns for ffn in report.ffns):
+                model.fusion_report = report
         else:
             # It is called "None" by now, and cards of Trainer and adapters would name that as their base.
             model.name_or_path = model.config.name_or_path = ""
@@ -145,55 +147,6 @@ class FusedModelMixin:
                 self.fusion_report.save(working_dir)
                 write_card(working_dir, name=repo_id, ask=False)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
-
-
-def narrow_ffns(model: PreTrainedModel) -> None:
-    """Narrows the FFNs that the model's config names, leaving their weights to be loaded or initialised.
-
-    Args:
-        model: A model of a fused class whose FFNs are still stock.
-
-    Raises:
-        BrokenCheckpointError: The config's section is missing, or speaks of FFNs that the model does not have.
-    """
-    if getattr(model.config, "mlp_fusion", None) is None:
-        raise BrokenCheckpointError(
-            f"{type(model).__name__} needs a config with an mlp_fusion section, and this one has none: "
-            "it belongs to a model that is not fused. Fuse it first: fuse_model(model, FusionConfig(...))"
-        )
-    section = FusionSection.from_dict(model.config.mlp_fusion)
-    family = family_of(model.config)
-    found = {ffn.entry: ffn for ffn in find_ffns(model)}
-    for name, widths in section.ffns.items():
-        ffn = found.get(name)
-        if ffn is None:
-            # An encoder loaded alone from an encoder-decoder: the other stack's FFNs are not there to be narrowed.
-            if family.specs_of(name) and not hasattr(model.base_model, name.split(".")[0]):
-                continue
-            raise BrokenCheckpointError(f"the mlp_fusion section names {name!r:.80}, which the model does not have")
-        form = FORMS[widths.form]
-        if form.is_installed(ffn, widths.width):
-            continue
-        if ffn.width != widths.original_width:
-            raise BrokenCheckpointError(
-                f"config.json contradicts itself: the mlp_fusion section says that {name!r} had "
-                f"{widths.original_width} units, the model's own fields make it {ffn.width}"
-            )
-        form.install(ffn, widths.width, widths.original_width)
-        if widths.scales is not None and (holder := ffn.holder) is not None:
-            check_scales(name, widths.scales, holder)
-            holder.scales = widths.scales
-
-
-def note_scales(model: PreTrainedModel) -> None:
-    """Notes the scales of the NTK calibration in a model's config, as they are now.
-
-    Args:
-        model: A fused model.
-    """
-    section = FusionSection.from_dict(model.config.mlp_fusion)
-    scales = {ffn.entry: ffn.holder.kept_scales for ffn in find_ffns(model) if ffn.holder is not None}
-    model.config.mlp_fusion = section.with_scales(scales).to_dict()
 
 
 def _with_fused_names(model: PreTrainedModel) -> list[str] | None:

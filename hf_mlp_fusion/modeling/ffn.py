@@ -15,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers.activations import ACT2FN
 
 from ..tensors import FFNWeights, LowRankLinear
-from .modules import ClusterScaling, FusedMLP, fused_mlp_class, narrow_projection, stock_mlp_class, viewed_mlp_class
-from .parts import FFNParts, projection_sizes
+from .modules import ClusterScaling, FusedMLP, fused_mlp_class, stock_mlp_class, viewed_mlp_class
+from .parts import FFNParts, narrow_projection, projection_sizes
 from .unit_scaling import UnitScaling
 
 __all__ = ["FFN"]

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import BrokenCheckpointError, FusionWarning
 from ..tensors import as_integers, check_cluster_sizes, even_cluster_sizes
@@ -21,7 +20,6 @@ __all__ = [
     "ViewedMLP",
     "fused_mlp_class",
     "made_class",
-    "narrow_projection",
     "stock_mlp_class",
     "viewed_mlp_class",
 ]
@@ -275,26 +273,3 @@ def _empty_fused_mlp(stock: type[nn.Module]) -> FusedMLP:
 def _empty_viewed_mlp(stock: type[nn.Module]) -> FusedMLP:
     viewed = viewed_mlp_class(stock)
     return viewed.__new__(viewed)
-
-
-def narrow_projection(projection: nn.Module, *, inputs: int | None = None, outputs: int | None = None) -> nn.Module:
-    """Builds a projection with another number of inputs or outputs, with new weights of the same dtype and device.
-
-    Args:
-        projection: An `nn.Linear` or GPT-2's `Conv1D`.
-        inputs: Number of inputs, as before if not given.
-        outputs: Number of outputs, as before if not given.
-    """
-    weight = projection.weight
-    assert isinstance(weight, Tensor)
-    if isinstance(projection, Conv1D):
-        with torch.device(weight.device):
-            return Conv1D(outputs or projection.nf, inputs or projection.nx).to(weight.dtype)
-    assert isinstance(projection, nn.Linear)
-    return nn.Linear(
-        inputs or projection.in_features,
-        outputs or projection.out_features,
-        bias=projection.bias is not None,
-        device=weight.device,
-        dtype=weight.dtype,
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -15,7 +16,7 @@ from ..families import FFNSpec
 from ..tensors import FFNWeights
 from .rows import Rows
 
-__all__ = ["FFNParts", "projection_sizes"]
+__all__ = ["FFNParts", "narrow_projection", "projection_sizes"]
 
 
 @dataclass(frozen=True)
@@ -177,3 +178,26 @@ def projection_sizes(projection: nn.Module) -> tuple[int, int]:
     if isinstance(projection, Conv1D):
         return projection.nx, projection.nf
     return int(projection.in_features), int(projection.out_features)  # type: ignore[arg-type]
+
+
+def narrow_projection(projection: nn.Module, *, inputs: int | None = None, outputs: int | None = None) -> nn.Module:
+    """Builds a projection with another number of inputs or outputs, with new weights of the same dtype and device.
+
+    Args:
+        projection: An `nn.Linear` or GPT-2's `Conv1D`.
+        inputs: Number of inputs, as before if not given.
+        outputs: Number of outputs, as before if not given.
+    """
+    weight = projection.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(projection, Conv1D):
+        with torch.device(weight.device):
+            return Conv1D(outputs or projection.nf, inputs or projection.nx).to(weight.dtype)
+    assert isinstance(projection, nn.Linear)
+    return nn.Linear(
+        inputs or projection.in_features,
+        outputs or projection.out_features,
+        bias=projection.bias is not None,
+        device=weight.device,
+        dtype=weight.dtype,
+    )

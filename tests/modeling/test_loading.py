@@ -6,6 +6,7 @@ import pytest
 import transformers
 from conftest import first_output, tiny_model
 from safetensors.torch import load_file, save_file
+from tiny_adapters import fused_model
 from tiny_text import tiny_tokenizer
 from unreadable import unreadable
 
@@ -171,3 +172,21 @@ def test_a_body_under_the_name_of_a_head_is_loaded_as_the_body(tmp_path):
     assert type(loaded).__name__ == "BertModel"
     weights = model.bert.state_dict()
     assert all(tensor.equal(loaded.state_dict()[name]) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_with_fewer_layers(tmp_path, family):
+    """As stock models can be: PEFT's ShadowPEFT builds a body of one layer from the config, others load the first."""
+    fused = fused_model(family)
+    fused.save_pretrained(tmp_path / "whole")
+    config = type(fused.config).from_pretrained(tmp_path / "whole", num_hidden_layers=2)
+    loaded = type(fused).from_pretrained(tmp_path / "whole", num_hidden_layers=2)
+    kept = [name for name in fused.config.mlp_fusion["ffns"] if ".2" not in name]
+    for cut in (loaded, type(fused)(config).eval()):
+        assert len(kept) == 2
+        assert sorted(cut.config.mlp_fusion["ffns"]) == kept
+        assert cut.fusion_report is None  # it is that of three
+        cut.save_pretrained(tmp_path / "cut")
+        assert first_output(type(fused).from_pretrained(tmp_path / "cut")).equal(first_output(cut))
+    weights = fused.state_dict()
+    assert all(tensor.equal(weights[name]) for name, tensor in loaded.state_dict().items())

@@ -7,7 +7,8 @@ from transformers.pytorch_utils import Conv1D
 from hf_mlp_fusion import BrokenCheckpointError, ClusterScaling, FusedMLP
 from hf_mlp_fusion.modeling.find import find_ffns
 from hf_mlp_fusion.modeling.forms import FORMS
-from hf_mlp_fusion.modeling.modules import check_cluster_sizes, fused_mlp_class, narrow_projection
+from hf_mlp_fusion.modeling.modules import check_cluster_sizes, fused_mlp_class
+from hf_mlp_fusion.modeling.parts import narrow_projection
 
 
 def test_scaling_multiplies_the_activation():
