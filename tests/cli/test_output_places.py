@@ -1,6 +1,5 @@
 """Where commands write: told before the work when it cannot be, and cleared of what killed runs have left."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -121,7 +120,13 @@ def test_what_a_killed_run_left_is_cleared_and_what_another_writes_is_not(tmp_pa
 
 def test_ctrl_c_has_the_last_word(places):
     command = [sys.executable, "-m", "hf_mlp_fusion.cli", "compare", "stock", "--texts", "texts.txt", "--width", "16"]
-    run = subprocess.Popen(command, cwd=places, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=os.environ)
+    run = subprocess.Popen(
+        command,
+        cwd=places,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells' background jobs ignore it
+    )
     while not (places / "comparison" / "results.jsonl").is_file() and run.poll() is None:
         time.sleep(0.1)
     run.send_signal(signal.SIGINT)
