@@ -107,7 +107,13 @@ def with_decoder_inputs(model: PreTrainedModel, batch: Batch) -> Batch:
 def _items(model: PreTrainedModel, given: Any) -> Iterable[Any]:
     """The items of what was given, whatever holds them."""
     if isinstance(given, Mapping):
-        return [given]
+        if set(given) & _accepted(model):
+            return [given]
+        if any(hasattr(value, "column_names") for value in given.values()):
+            first = next(iter(given))
+            raise DataError(f"calibration holds several data sets ({', '.join(given)}): give one, such as [{first!r}]")
+        columns = [name for name, value in given.items() if _is_text(value) and not isinstance(value, str)]
+        return given[text_column(columns)] if columns else [given]
     if isinstance(given, Tensor) or (hasattr(given, "dtype") and hasattr(given, "ndim") and given.ndim > 1):
         return [{"input_ids": given}]
     # `datasets` and pyarrow have `column_names`, pandas and polars `columns`; none need be imported to tell.
@@ -173,7 +179,9 @@ def _batches_of(model: PreTrainedModel, inputs: dict[str, Any], name: str) -> tu
     main = next(key for key in _AXES if key in inputs)
     try:
         tensors = {key: torch.as_tensor(value) for key, value in inputs.items() if key == main or not _is_text(value)}
-        if not tensors[main].is_floating_point():
+        if main == "input_ids":
+            if tensors[main].is_floating_point():
+                raise DataError(f"{name}: input_ids are floats, and token ids are whole numbers")
             tensors[main] = tensors[main].long()
     except (TypeError, ValueError, RuntimeError) as error:
         columns = [value for value in inputs.values() if isinstance(value, Sequence)]

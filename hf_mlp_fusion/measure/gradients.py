@@ -121,7 +121,8 @@ def token_gradients(
         output.register_hook(arrive)
         return output
 
-    scores = LabelScores(model, rows[0]) if rows else None
+    with run_on("row 1 of the batches"):
+        scores = LabelScores(model, rows[0]) if rows else None
     hooks = [module.register_forward_hook(watch) for module in modules]
     try:
         with only_these_train(model, []):

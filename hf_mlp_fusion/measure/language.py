@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..data import LANGUAGE_OBJECTIVES, Batch, as_batches, evaluating, fitting_pieces, objective_of, on_device
+from ..data import LANGUAGE_OBJECTIVES, Batch, as_batches, evaluating, fitting_pieces, objective_of, on_device, run_on
 from ..errors import DataError
 from .log_probabilities import LabelScores
 
@@ -52,9 +52,11 @@ def language_loss(model: PreTrainedModel, batches: Iterable[Batch]) -> LanguageL
     scores: LabelScores | None = None
     with evaluating(model):
         for whole in as_batches(model, batches):
-            scores = scores or LabelScores(model, on_device(whole, model))
+            with run_on("the batches"):
+                scores = scores or LabelScores(model, on_device(whole, model))
             for batch in fitting_pieces(model, [whole], logits=scores.head is None):
-                values = scores.log_probabilities(on_device(batch, model))
+                with run_on("the batches"):
+                    values = scores.log_probabilities(on_device(batch, model))
                 total -= values.double().sum().item()
                 tokens += len(values)
     if not tokens:

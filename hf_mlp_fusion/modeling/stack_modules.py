@@ -207,7 +207,7 @@ class StackedMLP(FusedMLP):
         return torch.repeat_interleave(counts, output_size=len(experts))
 
     def _activations_pay(self, index: Tensor) -> bool:
-        """Whether P behind the activations is cheaper than in the weights: with few rows (measured in docs/experts.md)."""
+        """Whether P behind the activations is cheaper than in the weights, by what was measured (docs/experts.md)."""
         down = self.down_proj
         assert isinstance(down, Tensor)
         experts, size = down.shape[0], down.shape[2 if self.stack_shape.transposed else 1]
