@@ -4,18 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODELS ?= real-models
 
-.PHONY: demo test test-heads test-real peers models check docs build format clean
+.PHONY: demo test test-every test-real peers models check docs build format clean
 
 demo: $(VENV)/installed
 	$(BIN)/hf-mlp-fusion demo
 
 # The quick tests: offline, a few minutes on two cores.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not real and not heads"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not real and not every"
 
-# Every head of every family, calibrated on texts and on batches: some minutes more.
-test-heads: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -m heads
+# Every family, and every head of it, not one of each kind alone: some minutes more.
+test-every: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m "every and not real"
 
 # The tests on really trained models: the small ones in HF_MLP_FUSION_TEST_MODELS or ../shared/models, and those that
 # `make models` has built.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_mlp_fusion.families import Family
+from hf_mlp_fusion.families import FAMILIES, Family
 from hf_mlp_fusion.families.compat import auto_models_of
 
 WIDTH = 64
@@ -51,6 +52,28 @@ _SIZES = {
     "mm_tokens_per_image": 4,
 }
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id")
+
+
+def every_family() -> list[Any]:
+    """The names of all families, as parameters of a test; those that repeat a kind bear the mark `every`."""
+    seen: set[Any] = set()
+    parameters = []
+    for name, family in sorted(FAMILIES.items()):
+        kinds = frozenset(
+            (
+                spec.layout,
+                spec.packed,
+                spec.gate is None,
+                spec.activation is None,
+                spec.padding,
+                spec.host.endswith("Layer"),
+            )
+            for spec in family.ffns
+        )
+        kind = kinds, "decoder" in str(family.ffns), family.width_field is None
+        parameters.append(pytest.param(name, marks=[pytest.mark.every] if kind in seen else []))
+        seen.add(kind)
+    return parameters
 
 
 def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import shutil
 import huggingface_hub
 import pytest
 import transformers
-from any_family import tiny_config
+from any_family import every_family, tiny_config
 from conftest import tiny_model
 from tiny_text import WORDS, tiny_tokenizer
 from transformers import AutoModelForMaskedLM
@@ -31,7 +31,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", every_family())
 def test_one_that_is_made_up_is_none(name, tmp_path):
     tiny_config(FAMILIES[name]).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"has no tokenizer.*texts need one.*pass tokenizer=") as caught:

@@ -21,7 +21,7 @@ HEADS = sorted(
 )
 PADDING = 3
 # One token an image in a pooling head, one a row in a decoder that only starts.
-pytestmark = [pytest.mark.heads, pytest.mark.filterwarnings("ignore:.*saw .* calibration tokens for")]
+pytestmark = [pytest.mark.every, pytest.mark.filterwarnings("ignore:.*saw .* calibration tokens for")]
 
 
 def _batch(model, seed):

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 import transformers
-from any_family import main_head, tiny_family_model
+from any_family import every_family, main_head, tiny_family_model
 from conftest import model_inputs, tiny_model
 from peft import AdaptionPromptConfig, LoraConfig, get_peft_model
 from tiny_text import tiny_tokenizer
@@ -60,7 +60,7 @@ def test_every_table_of_class_names():
             assert table.get(f"fused_{model.config.model_type}") == (stock and f"Fused{stock}"), name
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", every_family())
 def test_model_type_loss_and_generation(name):
     family = FAMILIES[name]
     model = tiny_family_model(family)
