@@ -78,7 +78,7 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
     """Makes the FFNs of a model smaller.
 
     Args:
-        model: A stock model of a supported family, with any head.
+        model: A stock model that `check_reducible` accepts.
         config: Which FFNs, and how wide they become (a method of another form makes them as large as that).
         method: How.
         inplace: Take over the model's tensors instead of copying them, to save memory. `model` is left without weights
@@ -94,7 +94,6 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
     Warns:
         FusionWarning: A width below the hidden size, or below a quarter of the FFN's own.
     """
-    check_reducible(model)
     started = time.perf_counter()
     plan = plan_fusion(model, config)
     for message in plan.warnings:

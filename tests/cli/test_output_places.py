@@ -11,7 +11,9 @@ from tiny_text import tiny_texts, tiny_tokenizer
 from unreadable import unwritable
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
-from hf_mlp_fusion.comparison import check_comparison_folder
+from hf_mlp_fusion.comparison import Row, check_comparison_folder
+from hf_mlp_fusion.comparison.results import add_row
+from hf_mlp_fusion.comparison.row import Costs
 from hf_mlp_fusion.files import check_writable, output_folder
 
 
@@ -136,15 +138,25 @@ def test_ctrl_c_has_the_last_word(places):
     assert err.rstrip().endswith(b"stopped; nothing was left half-written")
 
 
-def test_a_report_says_which_of_two_comparisons_it_shows(cli, places, monkeypatch):
-    monkeypatch.chdir(places)
-    for width in ("16", "32"):
-        options = ("--methods", "prune", "--samples", "4", "--width", width, "--out", "both")
-        code, _, err = cli("compare", "stock", "--texts", "texts.txt", *options)
-        assert code == 0, err
-    code, _, err = cli("report", "both")
-    assert code == 0
+def test_a_report_says_which_of_two_comparisons_it_shows(cli, places):
+    folder = places / "both"
+    folder.mkdir()
+    about = {"model": "stock", "class": "BertForMaskedLM", "fused": 3, "data": "texts.txt", "samples": 4}
+    about |= {"device": "cpu", "threads": 1, "versions": {"torch": "2"}}
+    costs = {
+        "forward": Costs(0.2, 0.1, 9, None),
+        "training": Costs(0.4, 0.1, 9, None),
+        "parameters": 9,
+        "ffn_parameters": 3,
+        "bytes": 36,
+    }
+    for width in (16, 32):
+        recipe = {"recipe": FusionConfig(width=width).to_dict()}
+        for method in ("original", "prune"):
+            add_row(folder, Row(f"{method}{width}", f"table{width}", about | recipe, method, **costs))
+    code, _, err = cli("report", folder)
+    assert code == 0, err
     assert "Recipe: width 32" in err
     assert "Not shown, another comparison: Model: stock (BertForMaskedLM), 3 FFNs reduced; Recipe: width 16" in err
     for name in ("comparison.md", "index.html"):
-        assert "Not shown, another comparison" in (places / "both" / name).read_text(encoding="utf-8")
+        assert "Not shown, another comparison" in (folder / name).read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from any_family import WIDTH, every_family, inputs_of_any, main_head, output_of_any, tiny_family_model
+from any_family import WIDTH, inputs_of_any, main_head, output_of_any, tiny_family_model
 from peft import LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
@@ -17,7 +17,8 @@ from hf_mlp_fusion.measure.scalars import scalar_outputs
 from hf_mlp_fusion.modeling.find import find_ffns
 
 HALF = FusionConfig(width=WIDTH // 2, targets="all")
-pytestmark = pytest.mark.parametrize("name", every_family())
+# `tests/modeling/test_kinds.py` has one of each kind among the quick tests.
+pytestmark = [pytest.mark.every, pytest.mark.parametrize("name", sorted(FAMILIES))]
 
 
 def test_fuse_save_load(name, tmp_path):
