@@ -228,7 +228,7 @@ def fold(fused):
     return folded
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "switch_transformers"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", pytest.param("switch_transformers", marks=pytest.mark.every)])
 def test_duplicated_units_keep_the_adam_kernel_and_folding_loses_it(family):
     """The paper's point: the outputs are the same, but only with P apart does Adam train alike."""
     model = tiny_model(family).double()
