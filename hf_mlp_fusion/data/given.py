@@ -45,9 +45,9 @@ def given_items(model: PreTrainedModel, given: Any, what: str = "calibration") -
     rows: list[Batch] = []
     kinds: set[type] = set()
     accepted = _accepted(model)
-    for number, item in enumerate(_items(model, given), 1):
+    for number, item in enumerate(_items(given, accepted), 1):
         name = f"{what} item {number}"
-        found = item if isinstance(item, str) else _inputs(model, item, name)
+        found = item if isinstance(item, str) else _inputs(model, item, name, accepted)
         kinds.add(str if isinstance(found, str) else dict)
         if len(kinds) > 1:
             raise DataError(f"{name} is a {'text' if isinstance(found, str) else 'batch'}, and those before are not")
@@ -62,7 +62,7 @@ def given_items(model: PreTrainedModel, given: Any, what: str = "calibration") -
         batches, alone = _batches_of(model, found, name)
         yield from (with_decoder_inputs(model, batch) for batch in batches)
         rows += alone
-        if len(rows) >= _ROWS:
+        while len(rows) >= _ROWS:
             yield with_decoder_inputs(model, _together(model, rows[:_ROWS]))
             rows = rows[_ROWS:]
     if rows:
@@ -104,10 +104,10 @@ def with_decoder_inputs(model: PreTrainedModel, batch: Batch) -> Batch:
     return {"decoder_input_ids": ids, "decoder_attention_mask": counted.long()} | batch
 
 
-def _items(model: PreTrainedModel, given: Any) -> Iterable[Any]:
+def _items(given: Any, accepted: set[str]) -> Iterable[Any]:
     """The items of what was given, whatever holds them."""
     if isinstance(given, Mapping):
-        if set(given) & _accepted(model):
+        if set(given) & accepted:
             return [given]
         if any(hasattr(value, "column_names") for value in given.values()):
             first = next(iter(given))
@@ -120,7 +120,7 @@ def _items(model: PreTrainedModel, given: Any) -> Iterable[Any]:
     names = getattr(given, "column_names", None) or getattr(given, "columns", None)
     if names is not None and not callable(names):
         names = [str(name) for name in names]
-        if not set(names) & _accepted(model):
+        if not set(names) & accepted:
             column = text_column(names)
             if not hasattr(given, "__len__"):
                 return (row[column] for row in given)
@@ -152,13 +152,12 @@ def _accepted(model: PreTrainedModel) -> set[str]:
     return names - {"self"}
 
 
-def _inputs(model: PreTrainedModel, item: Any, name: str) -> str | dict[str, Any]:
+def _inputs(model: PreTrainedModel, item: Any, name: str, accepted: set[str]) -> str | dict[str, Any]:
     """What of an item a model takes; or the text in it."""
     if not isinstance(item, Mapping):
         if isinstance(item, bytes) or not (isinstance(item, Tensor | Sequence) or hasattr(item, "__array__")):
             raise DataError(f"{name} is {_described(item)}: give texts or batches (mappings) of model inputs")
         item = {"input_ids": item}
-    accepted = _accepted(model)
     inputs = {key: value for key, value in item.items() if key in accepted and value is not None}
     if set(inputs) & set(_AXES):
         return inputs

@@ -39,7 +39,6 @@ def rebuild(
     absent = [path for path in absent if path.rpartition(".")[0] not in absent]
     below = tuple(f"{path}." for path in absent)
     fillers = {name: torch.zeros(t.shape) for name, t in blank.state_dict().items() if name.startswith(below)}
-    dtypes = {name: tensor.dtype for name, tensor in state.items()}
     kwargs: dict[str, Any] = {}
     if cls._can_set_experts_implementation():
         kwargs["experts_implementation"] = model.config._experts_implementation
@@ -57,7 +56,7 @@ def rebuild(
         setattr(built.get_submodule(parent), child, None)
     if dtype is None:
         for name, tensor in built.state_dict(keep_vars=True).items():
-            if tensor.dtype != dtypes.get(name, tensor.dtype):
+            if name in state and tensor.dtype != state[name].dtype:
                 tensor.data = state[name].to(tensor.device)
     built.train(model.training)
     if getattr(model, "generation_config", None) is not None:

@@ -179,6 +179,11 @@ def _ids_and_mask(batch):
     return batch["input_ids"], batch["attention_mask"]
 
 
+def test_many_rows_in_one_item_become_batches_of_sixteen():
+    found = calibration_batches(tiny_model("bert", SEQUENCE), TOKENIZER(TEXTS))
+    assert [len(batch["input_ids"]) for batch in found] == [16, 16, 8]
+
+
 def test_a_tensor_of_token_ids():
     (batch,) = calibration_batches(tiny_model("bert"), IDS)
     assert batch["input_ids"].equal(IDS)
