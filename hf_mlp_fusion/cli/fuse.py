@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ..errors import FusionConfigError
 from ..files import check_output_folder, output_folder
-from ..recipe import NTKS, REFITS, SELECTIONS, FusionConfig
+from ..recipe import METRICS, NTKS, REFITS, SELECTIONS, FusionConfig
 from ..tensors import CLUSTERINGS
 from .options import (
     DEFAULTS,
@@ -78,6 +78,10 @@ def fuse(
     ntk: Annotated[
         str, typer.Option(help=f"{', '.join(NTKS)}. auto: match with obs, none with clusters.", rich_help_panel=HOW)
     ] = DEFAULTS.ntk,
+    metric: Annotated[
+        str,
+        typer.Option(help=f"{', '.join(METRICS)}. auto: loss for language models with texts.", rich_help_panel=HOW),
+    ] = DEFAULTS.metric,
     seed: Seed = DEFAULTS.seed,
     device: Device = "cpu",
     dtype: Dtype = "auto",
@@ -90,7 +94,16 @@ def fuse(
     """
     check_device(device)
     config = FusionConfig(
-        parse_width(width), parse_layers(layers), targets, clustering, selection, refit, ntk, seed, multiple_of
+        width=parse_width(width),
+        layers=parse_layers(layers),
+        targets=targets,
+        clustering=clustering,
+        selection=selection,
+        refit=refit,
+        ntk=ntk,
+        seed=seed,
+        multiple_of=multiple_of,
+        metric=metric,
     )
     given = [item for item in (texts, dataset, sampled) if item]
     if len(given) > 1:

@@ -90,12 +90,15 @@ def row_bytes(model: PreTrainedModel, tokens: int, *, gradients: bool = False, l
     return total
 
 
-def fitting_pieces(model: PreTrainedModel, batches: Iterable[Batch], *, logits: bool = False) -> Iterator[Batch]:
+def fitting_pieces(
+    model: PreTrainedModel, batches: Iterable[Batch], *, gradients: bool = False, logits: bool = False
+) -> Iterator[Batch]:
     """Yields batches cut so that a forward of each piece fits into what the machine can spare.
 
     Args:
         model: The model that they are for.
         batches: Batches, of any size.
+        gradients: A backward follows.
         logits: The forward makes the logits of all tokens.
 
     Raises:
@@ -105,7 +108,7 @@ def fitting_pieces(model: PreTrainedModel, batches: Iterable[Batch], *, logits: 
     for batch in batches:
         tokens = longest_input(batch)
         if tokens not in fitting:
-            needed = row_bytes(model, tokens, logits=logits)
+            needed = row_bytes(model, tokens, gradients=gradients, logits=logits)
             check_room(needed, model.device, f"a row of {tokens} tokens", "shorter rows need less")
             fitting[tokens] = max(1, spare_bytes(model.device) // 2 // needed)
         yield from in_pieces([batch], fitting[tokens])

@@ -15,6 +15,7 @@ from ..recipe import FusionConfig
 from .calibration import moments_work
 from .driver import reduction_work
 from .layer_fuser import moment_bytes
+from .loss_metric import metric_bytes, metric_rows, metric_work
 
 __all__ = ["check_memory", "fusion_work"]
 
@@ -52,6 +53,9 @@ def check_memory(
         selection = _SELECTION_COPIES * max(8 * ffn.width**2 for ffn, _ in todo)
         row = row_bytes(model, max(map(longest_input, batches)))
         stages["shorter calibration rows need less"] = 2 * max(moments) + max(selection, row)
+        if config.metric == "loss":
+            longest = row_bytes(model, max(map(longest_input, metric_rows(batches))), gradients=True)
+            stages["metric='output' needs less"] = metric_bytes(ffn for ffn, _ in todo) + longest
     if samples:
         widest = max(ffn.width + max(ffn.hidden_size, ffn.output_size) for ffn, _ in todo)
         stages["ntk='none' needs less"] = kernel_bytes(model, samples, widest)
@@ -64,18 +68,24 @@ def check_memory(
 
 
 def fusion_work(
-    model: PreTrainedModel, todo: Sequence[tuple[FFN, int]], batches: Sequence[Batch], samples: Sequence[Batch]
+    model: PreTrainedModel,
+    todo: Sequence[tuple[FFN, int]],
+    config: FusionConfig,
+    batches: Sequence[Batch],
+    samples: Sequence[Batch],
 ) -> float:
     """About how many operations a fusion takes.
 
     Args:
         model: The model.
         todo: All FFNs to fuse, each with the units to keep.
+        config: The recipe, resolved.
         batches: Calibration data, where the recipe refits.
         samples: Rows on which kernels are matched, where they are.
     """
     work = reduction_work(todo) + 2 * kernel_work(model, samples)
     if batches:
+        work += metric_work(model, batches) if config.metric == "loss" else 0.0
         held = sum(moment_bytes(ffn, ffn.width) for ffn, _ in todo)
         passes = math.ceil(held / max(1, spare_bytes(model.device)))
         work += moments_work(model, [ffn for ffn, _ in todo], batches) * (passes + 1) / 2

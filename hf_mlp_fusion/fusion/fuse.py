@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..data import Batch, plain_context, progress_over
+from ..data import LANGUAGE_OBJECTIVES, Batch, objective_of, plain_context, progress_over
 from ..errors import FusionWarning
 from ..modeling.ffn import FFN
 from ..recipe import FusionConfig, FusionReport, check_recipe
@@ -72,7 +72,7 @@ def fuse_model(
     """
     check_reducible(model)
     check_recipe(config)
-    config = config.resolved(calibrated=calibration is not None)
+    config = config.resolved(calibrated=calibration is not None, language=objective_of(model) in LANGUAGE_OBJECTIVES)
     batches = None if calibration is None else calibration_batches(model, calibration, tokenizer)
 
     samples = kernel_rows(model, batches) if batches is not None and config.ntk == "match" else []
@@ -89,7 +89,7 @@ def fuse_model(
 
     method = Method("fusion", "fused", prepare)
     started = time.perf_counter()
-    with progress_over(fusion_work(model, todo, batches or [], samples), "Fusing"):
+    with progress_over(fusion_work(model, todo, config, batches or [], samples), "Fusing"):
         names = [ffn.name for ffn, _ in todo]
         # Before fusion, which may take the model's tensors.
         wanted = kernel_sizes(model, names, samples) if samples else {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data import Batch, spare_bytes
@@ -17,18 +18,20 @@ from ..recipe import FusionConfig
 from ..tensors import (
     CLUSTERINGS,
     RIDGE,
+    Elimination,
     Fusion,
     Moments,
     allocate_widths,
     assign_units,
+    eliminate,
     fuse_weights,
     inertia,
-    obs_select,
     ridge_refit,
     select_units,
 )
 from .calibration import collect_moments
 from .driver import ReducedFFN
+from .loss_metric import loss_metrics
 
 __all__ = ["LayerFuser", "moment_bytes"]
 
@@ -37,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 # Second moments held at once. Layers whose moments fit are calibrated in one pass through the model.
 _MOMENT_BYTES = 2**31
+
+# Matrices of FFNs whose units are chosen together, which on a GPU takes little longer than for one alone.
+_ELIMINATION_BYTES = 2**30
 
 
 def moment_bytes(ffn: FFN, units: int) -> int:
@@ -76,6 +82,10 @@ class LayerFuser:
         self._ready: dict[str, ReducedFFN[Fusion]] = {}
         self._plain: dict[str, ReducedFFN[Fusion]] = {}
         self._moments: dict[str, Moments | None] = {}
+        self._eliminations: dict[str, Elimination] = {}
+        self._metrics: dict[str, Tensor] = {}
+        if config.metric == "loss" and batches is not None:
+            self._metrics = loss_metrics(model, [ffn for ffn, _ in todo], batches, config.seed)
         self._widths = {ffn.name: width for ffn, width in todo}
         if config.auto_share is not None and batches is not None:
             self._search_widths(config.auto_share, batches)
@@ -95,6 +105,7 @@ class LayerFuser:
             chunk = [ffn for ffn, _ in self.todo if ffn.name in self._moments] or [ffn for ffn, _ in group]
             if self.batches is not None and not self._clusters:
                 self._spare_rare(chunk, self.batches)
+                self._eliminate(chunk, self._widths)
             self._ready = {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn in chunk}
             if self.batches is not None and self.held_out:
                 self._tell_errors(chunk)
@@ -125,24 +136,42 @@ class LayerFuser:
     def _search_widths(self, share: float, batches: Sequence[Batch]) -> None:
         """Gives each FFN the width that its error curve asks for; the errors add up over tokens and FFNs."""
         groups = by_entry(ffn for ffn, _ in self.todo)  # the experts of a stack get one width
-        step, rises = self.config.multiple_of, []
+        step = self.config.multiple_of
+        narrowest = {ffn.name: min(step, ffn.width) for ffn, _ in self.todo}
+        counts: dict[str, int] = {}
+        for ffn, _ in self.todo:
+            if ffn.name not in counts:
+                if ffn.name not in self._moments:
+                    self._collect(ffn, batches)
+                self._eliminate([ffn for ffn, _ in self.todo if ffn.name in self._moments], narrowest)
+                counts |= {name: 0 if item is None else item.count for name, item in self._moments.items()}
+        rises = []
         for group in groups:
-            if group[0].name not in self._moments:
-                self._collect(group[0], batches)
-            rises.append(torch.stack([self._rise(ffn, min(step, ffn.width)) for ffn in group]).sum(0))
-        full, counts = [group[0].width for group in groups], [len(group) for group in groups]
+            drops = group[0].width - narrowest[group[0].name]
+            rise = torch.zeros(drops + 1, dtype=torch.float64)
+            for ffn in group:
+                if ffn.name in self._eliminations:
+                    rise += counts[ffn.name] * self._eliminations[ffn.name].rise.cpu()
+            rises.append(rise)
+        full, sizes = [group[0].width for group in groups], [len(group) for group in groups]
         budget = round(share * sum(ffn.width for ffn, _ in self.todo))
-        found = allocate_widths(rises, full, budget, step, counts)
+        found = allocate_widths(rises, full, budget, step, sizes)
         self._widths = {ffn.name: width for group, width in zip(groups, found, strict=True) for ffn in group}
         if len(self._moments) < len(self.todo):  # of the last layers alone: what comes first needs its own again
-            self._moments = {}
+            self._moments, self._eliminations = {}, {}
 
-    def _rise(self, ffn: FFN, narrowest: int) -> torch.Tensor:
-        """How the squared error of an FFN rises, unit by unit; not at all where it saw no token."""
-        moments = self._moments[ffn.name]
-        if moments is None:
-            return torch.zeros(ffn.width - narrowest + 1, dtype=torch.float64)
-        return moments.count * obs_select(moments, narrowest)[1].cpu()
+    def _eliminate(self, ffns: Sequence[FFN], widths: Mapping[str, int]) -> None:
+        """Drops the units of FFNs one by one, those of one width together; of those where that is not done yet."""
+        todo = [ffn for ffn in ffns if ffn.name not in self._eliminations and ffn.name not in self._plain]
+        seen = {ffn.name: moments for ffn in todo if (moments := self._moments[ffn.name]) is not None}
+        for width in sorted({moments.width for moments in seen.values()}):
+            names = [name for name, moments in seen.items() if moments.width == width]
+            size = max(1, _ELIMINATION_BYTES // (16 * width**2))
+            for some in (names[start : start + size] for start in range(0, len(names), size)):
+                narrowest = min(widths[name] for name in some)
+                metrics = [self._metrics.get(name) for name in some]
+                found = eliminate([seen[name] for name in some], narrowest, metrics=metrics)
+                self._eliminations |= dict(zip(some, found, strict=True))
 
     def _collect(self, first: FFN, batches: Sequence[Batch]) -> None:
         """Takes the moments of as many layers, from this one on, as may be held at once."""
@@ -177,7 +206,7 @@ class LayerFuser:
             return plain or _cluster(ffn, width, self.config)
         if plain is not None:
             return _refitted(plain, moments, self.config)
-        kept, _ = obs_select(moments, width)
+        kept = self._eliminations.pop(ffn.name).kept(width)
         labels = assign_units(moments, kept)
         weights = ffn.read()
         chosen = select_units(weights, kept.cpu().numpy(), labels)

@@ -5,8 +5,10 @@ May import `data`, `modeling` and what is below.
 
 from .expert_load import ExpertLoad, expert_load
 from .flops import flops
+from .gradients import only_these_train
 from .language import LanguageLoss, language_loss
 from .latency import Latency, latencies, latency
+from .log_probabilities import LabelScores
 from .memory import peak_memory
 from .ntk import NTK, kernel_bytes, kernel_work, ntk
 from .ntk_error import NTKError, compare_ntks, ntk_error
@@ -18,6 +20,7 @@ from .step import training_step
 __all__ = [
     "NTK",
     "ExpertLoad",
+    "LabelScores",
     "LanguageLoss",
     "Latency",
     "ModelSize",
@@ -34,6 +37,7 @@ __all__ = [
     "model_size",
     "ntk",
     "ntk_error",
+    "only_these_train",
     "output_error",
     "parameter_blocks",
     "peak_memory",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data import (
@@ -21,7 +21,7 @@ from ..data import (
     token_mask,
 )
 
-__all__ = ["Scalar", "scalar_outputs", "token_log_probabilities"]
+__all__ = ["Scalar", "sampled_log_likelihood", "scalar_outputs", "token_log_probabilities"]
 
 Scalar = Callable[[Callable[..., Any], Batch], Tensor]
 """A function of a model (or what stands for it) and a batch that returns one scalar a sample, `[batch]`."""
@@ -73,6 +73,31 @@ def token_log_probabilities(logits: Tensor, labels: Tensor, *, causal: bool) -> 
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     chosen = wide.log_softmax(dim=-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     return torch.where(counted, chosen, 0.0), counted
+
+
+def sampled_log_likelihood(logits: Tensor, model: PreTrainedModel, generator: torch.Generator) -> Tensor:
+    """The summed log-likelihood of answers drawn from what a model's logits say themselves.
+
+    Args:
+        logits: `[..., classes]`; of regression the means of normal answers of variance 1.
+        model: The model, whose config says what its logits are.
+        generator: Draws the answers; on the device of the logits.
+
+    Returns:
+        A scalar.
+    """
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    kind = getattr(model.config, "problem_type", None)
+    if wide.shape[-1] == 1 or kind == "regression":
+        return (wide * torch.randn(wide.shape, generator=generator, device=wide.device, dtype=wide.dtype)).sum()
+    if kind == "multi_label_classification":
+        drawn = torch.bernoulli(wide.detach().sigmoid(), generator=generator)
+        return -nn.functional.binary_cross_entropy_with_logits(wide, drawn, reduction="sum")
+    likely = wide.flatten(0, -2).log_softmax(dim=-1)
+    # By the inverse of the distribution function: `torch.multinomial` draws a number for each class.
+    summed = likely.detach().exp().cumsum(-1)
+    drawn = torch.rand(summed[:, :1].shape, generator=generator, device=wide.device, dtype=wide.dtype) * summed[:, -1:]
+    return likely.gather(-1, torch.searchsorted(summed, drawn).clamp(max=wide.shape[-1] - 1)).sum()
 
 
 def _head_output(model: PreTrainedModel, run: Callable[..., Any], batch: Batch) -> Tensor:

@@ -62,6 +62,11 @@ class StackedFFN(FFN):
         return self.host
 
     @property
+    def exit(self) -> nn.Module:
+        """The stack, whose output is that of all experts together."""
+        return self.host
+
+    @property
     def width(self) -> int:
         """Hidden units it has now."""
         return self._parameter("down").shape[1 if self.shape.transposed else 2]

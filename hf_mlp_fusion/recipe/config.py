@@ -13,10 +13,11 @@ from ..errors import FusionConfigError
 from ..tensors import CLUSTERINGS
 from .layers import check_layers
 
-__all__ = ["NTKS", "REFITS", "SELECTIONS", "TARGETS", "FusionConfig", "check_recipe"]
+__all__ = ["METRICS", "NTKS", "REFITS", "SELECTIONS", "TARGETS", "FusionConfig", "check_recipe"]
 
 TARGETS = ("auto", "dense", "experts", "all")
 SELECTIONS = ("auto", "clusters", "obs")
+METRICS = ("auto", "output", "loss")
 REFITS = ("auto", "none", "bias", "output")
 NTKS = ("auto", "none", "match")
 VERSION = 1
@@ -38,6 +39,7 @@ class FusionConfig:
         ntk: Whether the size of the training dynamics is matched on calibration data.
         seed: Seed of the clustering, where it has any randomness (`"kmeans"`; Ward has none).
         multiple_of: Shares are rounded to a multiple of this number of units, so that widths suit the hardware.
+        metric: What an error of an FFN's output costs, when units are chosen and widths searched for by calibration.
         version: Version of this format.
 
     Raises:
@@ -92,6 +94,13 @@ class FusionConfig:
     )
     seed: int = field(default=0, metadata={"help": "Seed of the clustering, where it has any randomness."})
     multiple_of: int = field(default=64, metadata={"help": "Shares are rounded to a multiple of this many units."})
+    metric: str = field(
+        default="auto",
+        metadata={
+            "help": '"output" (its square), "loss" (what it costs the predictions of a trained head, by a backward '
+            'pass), or "auto": loss for language models with obs, output for all others.'
+        },
+    )
     version: int = field(default=VERSION, metadata={"help": "Version of this format."})
 
     def __post_init__(self) -> None:
@@ -121,6 +130,7 @@ class FusionConfig:
             ("targets", TARGETS),
             ("clustering", tuple(CLUSTERINGS)),
             ("selection", SELECTIONS),
+            ("metric", METRICS),
             ("refit", REFITS),
             ("ntk", NTKS),
         ):
@@ -144,11 +154,12 @@ class FusionConfig:
             raise FusionConfigError(f"width={self.width!r} is not understood: write 384, 0.25, or 'auto:0.25'")
         return float(match[1])
 
-    def resolved(self, *, calibrated: bool) -> FusionConfig:
+    def resolved(self, *, calibrated: bool, language: bool = False) -> FusionConfig:
         """The recipe with each `"auto"` that calibration decides replaced by what it means.
 
         Args:
             calibrated: Whether there is calibration data.
+            language: Whether the model is a language model with its head.
 
         Raises:
             FusionConfigError: The recipe needs calibration data and there is none, or it has no use for them.
@@ -160,6 +171,11 @@ class FusionConfig:
             refit = "output" if calibrated else "none"
         if ntk == "auto":
             ntk = "match" if selection == "obs" else "none"
+        metric = self.metric
+        if metric == "auto":
+            metric = "loss" if language and selection == "obs" else "output"
+        if metric == "loss" and selection != "obs":
+            raise FusionConfigError("metric='loss' has a use with selection='obs' alone: leave one of them out")
         if self.auto_share is not None and selection != "obs":
             raise FusionConfigError(
                 f"width={self.width!r} is found with selection='obs' on calibration data: pass calibration= (on the "
@@ -177,7 +193,7 @@ class FusionConfig:
             raise FusionConfigError("selection='obs' needs a refit: write refit='output'")
         if calibrated and not any(wants.values()):
             raise FusionConfigError("calibration data have no use with refit='none' and ntk='none': leave them out")
-        return replace(self, selection=selection, refit=refit, ntk=ntk)
+        return replace(self, selection=selection, metric=metric, refit=refit, ntk=ntk)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain JSON values."""

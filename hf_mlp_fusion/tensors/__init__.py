@@ -9,12 +9,13 @@ from .clustering import CLUSTERINGS, inertia
 from .low_rank import LowRankLinear
 from .moments import Moments, MomentSums
 from .reduction import FFNWeights, Fusion, fuse_weights, select_units
-from .refit import RIDGE, ridge_refit
-from .selection import assign_units, obs_select
+from .refit import RIDGE, cholesky, ridge_refit
+from .selection import Elimination, assign_units, eliminate, obs_select
 
 __all__ = [
     "CLUSTERINGS",
     "RIDGE",
+    "Elimination",
     "FFNWeights",
     "Fusion",
     "LowRankLinear",
@@ -24,6 +25,8 @@ __all__ = [
     "as_integers",
     "assign_units",
     "check_cluster_sizes",
+    "cholesky",
+    "eliminate",
     "even_cluster_sizes",
     "fuse_weights",
     "inertia",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,49 +12,133 @@ from torch import Tensor
 from .moments import Moments
 from .refit import RIDGE, cholesky
 
-__all__ = ["assign_units", "obs_select"]
+__all__ = ["Elimination", "assign_units", "eliminate", "obs_select"]
 
-# Units dropped between two updates of the whole inverse: spares memory traffic, changes no result.
+# Units dropped between two updates of the whole matrices: spares memory traffic, changes no result.
 _BLOCK = 64
 
 
-def obs_select(moments: Moments, k: int, *, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
-    """Optimal brain surgeon on whole hidden units, the output weights refitted after each.
+@dataclass(frozen=True)
+class Elimination:
+    """A backward elimination of hidden units.
 
-    Units are dropped one by one, each time the one whose loss raises the refitted squared output error least:
-    |w_i|² / M_ii, with M the inverse of the damped Gram matrix of the units still there, and w_i the refitted weights
-    of unit i (Hassibi and Stork, 1992; for structured pruning Kurtic et al., arXiv 2302.04089).
+    Args:
+        width: Units before, I.
+        order: The units in the order in which they were dropped, `[drops]`, int64.
+        rise: The rise of the squared error over the full width's after 0, 1, ... drops, `[drops + 1]`, float64.
+    """
+
+    width: int
+    order: Tensor
+    rise: Tensor
+
+    def kept(self, k: int) -> Tensor:
+        """The units that are left when there are k, ascending, `[k]`, int64.
+
+        Args:
+            k: How many, at least I less the drops.
+        """
+        left = torch.ones(self.width, dtype=torch.bool, device=self.order.device)
+        left[self.order[: self.width - k]] = False
+        return left.nonzero()[:, 0]
+
+
+def obs_select(
+    moments: Moments, k: int, *, ridge: float = RIDGE, metric: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Optimal brain surgeon on whole hidden units, the output weights refitted after each.
 
     Args:
         moments: Of all I units.
         k: Units to keep, 1 to I.
         ridge: Damping relative to the mean diagonal of the Gram matrix.
+        metric: As `eliminate` takes it.
 
     Returns:
         Indices of the kept units, ascending, `[k]`, int64; and the rise of the squared error over the full width's
         after 0, 1, ... drops, `[I - k + 1]`, float64.
     """
-    inverse = torch.cholesky_inverse(cholesky(moments.gram, ridge))
-    weight = inverse @ moments.cross
-    alive = torch.arange(moments.width, device=weight.device)
-    rise = [weight.new_zeros(())]
-    while len(alive) > k:
-        steps = min(_BLOCK, len(alive) - k)
-        updates = inverse.new_zeros(len(alive), steps)
-        diagonal = inverse.diagonal().clone()
-        gone = torch.zeros(len(alive), dtype=torch.bool, device=weight.device)
+    found = eliminate([moments], k, ridge=ridge, metrics=[metric])[0]
+    return found.kept(k), found.rise
+
+
+def eliminate(
+    moments: Sequence[Moments], k: int, *, ridge: float = RIDGE, metrics: Sequence[Tensor | None] | None = None
+) -> list[Elimination]:
+    """Drops hidden units of FFNs one by one by optimal brain surgeon, the output weights refitted after each.
+
+    Each time the unit goes whose loss raises the refitted squared output error least: w_i G w_iᵀ / K_ii, with K the
+    inverse of the damped Gram matrix of the units still there, w_i the refitted weights of unit i and G the metric of
+    the error (Hassibi and Stork, 1992; for structured pruning Kurtic et al., arXiv 2302.04089).
+
+    What is updated is K and S = W G Wᵀ: dropping unit u takes k kᵀ from K and k qᵀ + q kᵀ from S, where
+    k = K_u / √K_uu and q = S_u / √K_uu - k S_uu / 2 K_uu. So a drop costs nothing that grows with the size of the
+    output, and FFNs of one width go through it together.
+
+    Args:
+        moments: Of all I units of each FFN; I is the same for all, and so is the device.
+        k: Units to keep, 1 to I.
+        ridge: Damping relative to the mean diagonal of a Gram matrix.
+        metrics: Of each FFN a factor of G, L with G = L Lᵀ, `[d, r]`: the error of an output e is |e L|². The identity
+            where there is none.
+
+    Returns:
+        Of each FFN how it went.
+    """
+    gram_inverse, error = [], []
+    for item, factor in zip(moments, metrics or [None] * len(moments), strict=True):
+        gram_inverse.append(torch.cholesky_inverse(cholesky(item.gram, ridge)))
+        weight = gram_inverse[-1] @ item.cross
+        weight = weight if factor is None else weight @ factor.to(weight)
+        error.append(weight @ weight.T)
+    inverse, squares = torch.stack(gram_inverse), torch.stack(error)
+    del gram_inverse, error
+    count, width = inverse.shape[:2]
+    every = torch.arange(count, device=inverse.device)
+    units = torch.arange(width, device=inverse.device).repeat(count, 1)  # that the rows are of
+    gone = torch.zeros_like(units, dtype=torch.bool)
+    order: list[Tensor] = []
+    rises: list[Tensor] = []
+    while (left := width - len(order)) > k:
+        if 4 * left <= 3 * units.shape[1]:  # not each time: to copy costs more than a few rows too many
+            stay = (~gone).nonzero()[:, 1].view(count, left)
+            inverse, squares = _among(inverse, stay), _among(squares, stay)
+            units, gone = units.gather(1, stay), gone.gather(1, stay)
+        steps = min(_BLOCK, left - k)
+        # The changes since the last update, a row a drop: K - Σ k kᵀ and S - Σ (k qᵀ + q kᵀ).
+        k_rows, q_rows = inverse.new_zeros(2, count, steps, units.shape[1])
+        k_diagonal = inverse.diagonal(dim1=1, dim2=2).masked_fill(gone, 1.0)
+        s_diagonal = squares.diagonal(dim1=1, dim2=2).clamp(min=0).masked_fill_(gone, torch.inf)
         for step in range(steps):
-            score = (weight.square().sum(1) / diagonal).masked_fill_(gone, torch.inf)
-            unit = int(score.argmin())
-            rise.append(rise[-1] + score[unit])
-            column = (inverse[:, unit] - updates[:, :step] @ updates[unit, :step]) / diagonal[unit].sqrt()
-            weight.addr_(column, weight[unit] / diagonal[unit].sqrt(), alpha=-1)
-            updates[:, step] = column
-            gone[unit] = True
-            diagonal = (diagonal - column.square()).masked_fill_(gone, 1.0)
-        inverse = inverse[~gone][:, ~gone] - updates[~gone] @ updates[~gone].T
-        weight, alive = weight[~gone], alive[~gone]
-    return alive, torch.stack(rise)
+            rise, row = (s_diagonal / k_diagonal).min(1)
+            rises.append(rise)
+            order.append(units[every, row])
+            past_k, past_q = k_rows[:, :step], q_rows[:, :step]
+            own_k, own_q = past_k[every, :, row][:, None], past_q[every, :, row][:, None]
+            size = k_diagonal[every, row].sqrt()[:, None]
+            k_row = (inverse[every, row] - (own_k @ past_k)[:, 0]) / size
+            s_row = (squares[every, row] - (own_q @ past_k + own_k @ past_q)[:, 0]) / size
+            q_row = s_row - k_row * rise[:, None] / 2
+            k_rows[:, step], q_rows[:, step] = k_row, q_row
+            k_diagonal -= k_row.square()
+            s_diagonal = (s_diagonal - 2 * k_row * q_row).clamp_(min=0)
+            gone[every, row], k_diagonal[every, row], s_diagonal[every, row] = True, 1.0, torch.inf
+        inverse.baddbmm_(k_rows.mT, k_rows, alpha=-1)
+        squares.baddbmm_(k_rows.mT, q_rows, alpha=-1).baddbmm_(q_rows.mT, k_rows, alpha=-1)
+    if not order:
+        return [Elimination(width, units[0, :0], inverse.new_zeros(1)) for _ in range(count)]
+    errors = torch.nn.functional.pad(torch.stack(rises, 1).cumsum(1), (1, 0))
+    return [Elimination(width, *item) for item in zip(torch.stack(order, 1), errors, strict=True)]
+
+
+def _among(matrices: Tensor, rows: Tensor) -> Tensor:
+    """Some rows and columns of matrices, of each its own.
+
+    Args:
+        matrices: `[count, n, n]`.
+        rows: `[count, m]`.
+    """
+    return torch.stack([matrix[chosen][:, chosen] for matrix, chosen in zip(matrices, rows, strict=True)])
 
 
 def assign_units(moments: Moments, kept: Tensor) -> np.ndarray:

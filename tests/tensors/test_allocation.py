@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
-from test_calibrated import batches
+from tiny_batches import batches
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
 from hf_mlp_fusion.measure import output_error
