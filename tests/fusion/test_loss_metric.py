@@ -133,7 +133,7 @@ def test_units_that_the_loss_does_not_feel_go_first():
         (ffn,) = [ffn for ffn in find_ffns(fused) if ffn.is_fused]
         rows[chosen] = [int((up == row).all(1).nonzero()) for row in ffn.read().up]
     # Not all of them: the final norm makes the second half matter a little.
-    assert sum(row < 32 for row in rows["loss"]) > 3 * sum(row < 32 for row in rows["output"])
+    assert sum(row < 32 for row in rows["loss"]) > 1.5 * sum(row < 32 for row in rows["output"])
 
 
 def test_searched_widths_go_where_the_loss_is():
