@@ -4,6 +4,7 @@ import warnings
 import pytest
 import torch
 import transformers
+from any_family import tiny_family_model
 from conftest import TINY_CONFIGS, TINY_HEADS, first_output, model_inputs, repeat_units, tiny_model
 
 from hf_mlp_fusion import (
@@ -12,6 +13,7 @@ from hf_mlp_fusion import (
     FusionConfigError,
     FusionWarning,
     UnsupportedModelError,
+    families,
     fuse_model,
 )
 from hf_mlp_fusion.families.compat import auto_model_classes
@@ -256,3 +258,13 @@ def test_switch_routers_are_untouched():
     routers = [name for name in model.state_dict() if ".router." in name]
     assert len(routers) == 4
     assert all(torch.equal(model.state_dict()[name], fused.state_dict()[name]) for name in routers)
+
+
+@pytest.mark.parametrize(("family", "said"), [("gpt2", True), ("llama", True), ("vit", False), ("t5", False)])
+def test_fusion_without_data_says_what_it_costs(family, said):
+    model = tiny_family_model(families.FAMILIES[family])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fused = fuse_model(model, FusionConfig(width=0.5, multiple_of=1))
+    assert any("ruins causal and gated models" in str(item.message) for item in caught) == said
+    assert any("without calibration data" in line for line in fused.fusion_report.warnings) == said
