@@ -21,6 +21,7 @@ from .layer_drop import drop_layers
 from .mmd import MMD
 from .ntk_sap import NTK_SAP
 from .prune import PRUNE
+from .reap import drop_experts
 from .sketch import SKETCH
 from .svd import SVD
 
@@ -71,11 +72,12 @@ METHODS: dict[str, Reduce] = {
     "prune": _data_free(functools.partial(reduce_ffns, method=PRUNE)),
     "ntk_sap": _data_free(functools.partial(reduce_ffns, method=NTK_SAP)),
     "layer_drop": _data_free(drop_layers),
+    "reap": drop_experts,
 }
 """Methods by name. `fusion` clusters as the recipe says and `fusion_kmeans` as the paper does, both without data.
 `fusion_calibrated` is the default with calibration data (`_raw`: without the NTK match; `_auto`: widths searched for),
 `fusion_sampled` the same on what the model writes itself; `fusion_bias` and `fusion_output` refit clusters. The others
-are the paper's rivals."""
+are the paper's rivals, and `reap`, which drops whole experts of mixtures."""
 
 
 @plain_context()

@@ -14,7 +14,7 @@ from ..modeling.building import rebuild
 from ..modeling.find import find_ffns
 from ..recipe import FusionConfig
 
-__all__ = ["drop_layers", "kept_layers", "remaining_ffns"]
+__all__ = ["drop_layers", "kept_layers"]
 
 
 def kept_layers(model: PreTrainedModel, config: FusionConfig) -> list[int]:
@@ -72,16 +72,3 @@ def drop_layers(model: PreTrainedModel, config: FusionConfig) -> Any:
     smaller_config = copy.deepcopy(model.config)
     smaller_config.num_hidden_layers = len(kept)
     return rebuild(model, type(model), smaller_config, state)
-
-
-def remaining_ffns(model: PreTrainedModel, smaller: PreTrainedModel, config: FusionConfig) -> list[str]:
-    """Names, in the smaller model, of the FFNs that stay of those in the layers that the recipe names.
-
-    Args:
-        model: The stock model.
-        smaller: The same with layers dropped.
-        config: The recipe.
-    """
-    kept = kept_layers(model, config)
-    named = {ffn.layer for ffn, _ in plan_fusion(model, config).widths}
-    return [ffn.name for ffn in find_ffns(smaller) if kept[ffn.layer] in named]

@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from .. import __version__
 from ..baselines import METHODS, reduce_model
-from ..baselines.layer_drop import remaining_ffns
+from ..baselines.remaining import remaining_ffns
 from ..data import LANGUAGE_OBJECTIVES, Batch, load_tokenizer, make_batches, objective_of, split_texts
 from ..errors import DataError, FusionConfigError, UnsupportedModelError
 from ..fusion import calibration_batches, first_rows, plan_fusion

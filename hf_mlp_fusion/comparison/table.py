@@ -34,6 +34,7 @@ _TITLES = {
     "prune": "magnitude pruning",
     "ntk_sap": "NTK-SAP",
     "layer_drop": "every second layer",
+    "reap": "fewer experts (REAP)",
 }
 
 

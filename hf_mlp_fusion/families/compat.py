@@ -14,8 +14,11 @@
 - `PreTrainedModel._can_set_attn_implementation`, `_can_set_experts_implementation` and `_no_split_modules`
   (`classes.py`);
 - what `use_experts_implementation` gives stacks of experts (`has_gate`, `has_bias`, `is_transposed`,
-  `is_concatenated`, `_apply_gate`), `_experts_implementation` of configs, and that `"grouped_mm"` sorts rows by expert
-  (`stack_modules.py`);
+  `is_concatenated`, `_apply_gate`, which is act(gate) · up), `_experts_implementation` of configs
+  (`stack_modules.py`), and that `"batched_mm"` and `"grouped_mm"` ask for the bias of each row's expert where there is
+  one (`expert_places.py`);
+- `torch._dynamo.maybe_mark_dynamic`, and `torch._C._are_functorch_transforms_active`, by which
+  `torch.autograd.Function` goes as well (`gate_kernel.py`);
 - `transformers.utils.hub.cached_file`, its `_raise_exceptions_for_missing_entries`, and `cached_files` (`headers.py`,
   `classes.py`);
 - `transformers.modeling_utils._add_variant` (`headers.py`);

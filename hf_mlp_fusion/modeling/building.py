@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedModelError
 
-__all__ = ["check_built", "convert_config", "rebuild"]
+__all__ = ["check_built", "convert_config", "empty_model", "rebuild"]
 
 
 def rebuild(
@@ -34,7 +34,7 @@ def rebuild(
         state: Its tensors, by name; it takes them over.
         dtype: Its dtype, that of the other model if not given.
     """
-    blank = _blank(cls, config)
+    blank = empty_model(cls, config)
     absent = [path for path, _ in blank.named_modules() if _is_none(model, path)]
     absent = [path for path in absent if path.rpartition(".")[0] not in absent]
     below = tuple(f"{path}." for path in absent)
@@ -77,7 +77,7 @@ def check_built(model: PreTrainedModel) -> None:
     """
     cls = type(model).__name__
     try:
-        blank = _blank(type(model), model.config)
+        blank = empty_model(type(model), model.config)
     except Exception as error:  # an own class may raise anything
         fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedModelError(
@@ -117,8 +117,13 @@ def check_built(model: PreTrainedModel) -> None:
             )
 
 
-def _blank(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of a class without weights."""
+def empty_model(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A model without weights, on the meta device.
+
+    Args:
+        cls: Its class.
+        config: Its config.
+    """
     with torch.device("meta"):
         return cls(copy.deepcopy(config))
 

@@ -161,12 +161,17 @@ class FusedMLP(nn.Module):
     Example:
         >>> [ffn.width for ffn in fused.modules() if isinstance(ffn, FusedMLP)]  # doctest: +SKIP
         [384, 384, 384, 384, 384, 384, 384, 384]
+
+    Attributes:
+        stock_class: The stock class that its class was made of.
     """
+
+    stock_class: type[nn.Module]
 
     @property
     def scaling(self) -> ClusterScaling:
         """The module that holds P."""
-        return next(child for child in self.children() if isinstance(child, ClusterScaling))
+        return next(child for child in self._modules.values() if isinstance(child, ClusterScaling))
 
     @property
     def cluster_sizes(self) -> Tensor:
@@ -217,6 +222,8 @@ class View:
 
     def __init__(self, module: nn.Module, replaced: dict[str, Any]) -> None:
         self.__dict__.update(replaced, _viewed=module)
+        if not torch.compiler.is_compiling():  # to look all of them up one by one takes longer than a small kernel
+            self.__dict__ = module.__dict__ | module._parameters | self.__dict__
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._viewed, name)
@@ -251,7 +258,7 @@ def made_class(kind: type[FusedMLP], stock: type[nn.Module]) -> type[FusedMLP]:
         stock: The stock class.
     """
     if (kind, stock) not in _FUSED_MLPS:
-        members = {"__doc__": f"`{stock.__name__}`, fused.", "__module__": __name__}
+        members = {"__doc__": f"`{stock.__name__}`, fused.", "__module__": __name__, "stock_class": stock}
         _FUSED_MLPS[kind, stock] = type(f"Fused{stock.__name__}", (kind, stock), members)
     return _FUSED_MLPS[kind, stock]
 
@@ -262,7 +269,7 @@ def stock_mlp_class(fused: type[FusedMLP]) -> type[nn.Module]:
     Args:
         fused: What it returned, or a subclass of that, such as torch makes of a module with parametrizations.
     """
-    return next(base for base in fused.__mro__ if issubclass(base, nn.Module) and not issubclass(base, FusedMLP))
+    return fused.stock_class
 
 
 def _empty_fused_mlp(stock: type[nn.Module]) -> FusedMLP:

@@ -5,15 +5,16 @@ A stack keeps its experts as 3-D parameters. How they lie in them, its module sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import use_experts_implementation
 
 from ..tensors import even_cluster_sizes
+from .expert_places import PLACES, cheapest_place
 from .modules import ClusterScaling, FusedMLP, View, made_class, stock_mlp_class
 from .unit_scaling import ExpertScaling
 
@@ -90,7 +91,7 @@ class StackScaling(ClusterScaling):
         self.has_inner = any(inner != 1.0 for inner, _, _ in self.expert_scales)
         self.has_outer = any(outer * value != 1.0 for _, outer, value in self.expert_scales)
         self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self._cast: tuple[Tensor, int, Tensor] | None = None
+        self._cast: tuple[Tensor, int, tuple[Tensor, Tensor | None]] | None = None
 
     def of(self, expert: int) -> ExpertScaling:
         """P of one expert.
@@ -105,27 +106,25 @@ class StackScaling(ClusterScaling):
         """s2 s3 P of each expert, `[experts, k]`."""
         return self.cluster_sizes * self._by_device()[1] if self.has_outer else self.cluster_sizes
 
-    def factor_in(self, dtype: torch.dtype) -> Tensor:
-        """`factor` in another dtype; kept, for to make it anew for each forward is two kernels more.
+    def forward(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        """`factor` and `inner` in a dtype: by a call, before which accelerate's hooks place what was offloaded.
+
+        They are kept, for to make them anew for each forward is some kernels more.
 
         Args:
             dtype: The dtype.
         """
         sizes = self.cluster_sizes
         if torch.compiler.is_compiling() or sizes.is_inference():
-            return self.factor.to(dtype)
+            return self._in(dtype)
         kept = self._cast
-        if kept is None or kept[0] is not sizes or kept[1] != sizes._version or kept[2].dtype != dtype:
-            self._cast = kept = (sizes, sizes._version, self.factor.to(dtype))
+        if kept is None or kept[0] is not sizes or kept[1] != sizes._version or kept[2][0].dtype != dtype:
+            self._cast = kept = (sizes, sizes._version, self._in(dtype))
         return kept[2]
 
-    def forward(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
-        """`factor` in a dtype, and `inner`: by a call, before which accelerate's hooks place what was offloaded.
-
-        Args:
-            dtype: The dtype.
-        """
-        return self.factor_in(dtype), self.inner
+    def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        inner = self.inner
+        return self.factor.to(dtype), None if inner is None else inner.to(dtype)
 
     @property
     def inner(self) -> Tensor | None:
@@ -169,9 +168,8 @@ class StackScaling(ClusterScaling):
 class StackedMLP(FusedMLP):
     """A fused stack of experts: the stock forward, whatever implementation it takes, runs on a view that has P.
 
-    P stands where it costs least. Behind the activations it costs rows · k, which a compiler makes part of the gate's
-    own kernel; in the weights of the down projections experts · k · d. The stock forward of each expert in turn
-    (`"eager"`) multiplies the weights of the experts that it comes to.
+    P stands where it costs least: behind the activations, or in the weights of the down projections
+    (`hf_mlp_fusion.modeling.expert_places`).
 
     Attributes:
         stack_shape: How the parameters hold the experts.
@@ -181,101 +179,14 @@ class StackedMLP(FusedMLP):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the stock class's."""
-        stock = stock_mlp_class(type(self))
-        return stock.forward(View(self, self._with_p(args, kwargs)), *args, **kwargs)
-
-    def _with_p(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the view has in the place of the module's own."""
         implementation = getattr(getattr(self, "config", None), "_experts_implementation", None)
-        if not hasattr(self, "has_gate"):  # not decorated: it has one implementation, whatever the config says
-            return self._weights(_Scaled.whole)
-        if implementation in ("batched_mm", "grouped_mm") and not getattr(self, "_is_expert_parallel", False):
-            index = args[1] if len(args) > 1 else kwargs.get("top_k_index")
-            if index is not None and (implementation == "batched_mm" or self._activations_pay(index)):
-                rows = index.reshape(-1)
-                return self._activations(rows if implementation == "batched_mm" else self._sorted(rows))
-        return self._weights(_Scaled if implementation == "eager" else _Scaled.whole)
-
-    def _sorted(self, experts: Tensor) -> Tensor:
-        """The experts of rows, in the order in which `"grouped_mm"` has the rows."""
-        if torch.compiler.is_compiling():
-            return torch.sort(experts)[0]  # which the stock forward does as well: compiled, they are one
-        count = len(self.cluster_sizes)
-        # Counting is cheaper than sorting. As the stock forward counts: a CPU has no histogram of integers.
-        numbers = experts.int() if experts.is_cuda else experts.float()
-        counts = torch.histc(numbers, bins=count, min=0, max=count - 1).long()
-        return torch.repeat_interleave(counts, output_size=len(experts))
-
-    def _activations_pay(self, index: Tensor) -> bool:
-        """Whether P behind the activations is cheaper than in the weights, by what was measured (docs/experts.md)."""
-        down = self.down_proj
-        assert isinstance(down, Tensor)
-        experts, size = down.shape[0], down.shape[2 if self.stack_shape.transposed else 1]
-        return 6 * index.numel() <= experts * size
-
-    def _activations(self, experts: Tensor) -> dict[str, Any]:
-        """P and s1 behind and before the activation.
-
-        Args:
-            experts: The expert of each row, in the order in which the stock forward has the rows.
-        """
-        scaling, stock = self.scaling, cast("Any", stock_mlp_class(type(self)))
-        assert isinstance(scaling, StackScaling)
-        activation = getattr(self, "act_fn", None)
-
-        def seen(rows: Tensor) -> Tensor:
-            _, inner = scaling(rows.dtype)
-            assert activation is not None
-            assert inner is not None
-            return activation(rows * inner.to(rows.dtype)[experts])
-
-        own: Any = View(self, {"act_fn": seen}) if scaling.has_inner else self
-        name = "_apply_gate" if self.stack_shape.gated else "act_fn"
-
-        def scaled(rows: Tensor) -> Tensor:
-            hidden: Tensor = stock._apply_gate(own, rows) if self.stack_shape.gated else own.act_fn(rows)
-            factor, _ = scaling(hidden.dtype)
-            return hidden * factor[experts]
-
-        return {name: scaled}
-
-    def _weights(self, scaled: Callable[[Tensor, Tensor], Any]) -> dict[str, Any]:
-        """P and s1 in the weights."""
-        scaling, shape = self.scaling, self.stack_shape
-        assert isinstance(scaling, StackScaling)
-        down = self.down_proj  # as an adapter of it has it
-        assert isinstance(down, Tensor)
-        factor, inner = scaling(down.dtype)
-        replaced = {"down_proj": scaled(down, shape.units(factor))}
-        if inner is None:
-            return replaced
-        up = getattr(self, shape.up)
-        count = up.shape[2 if shape.transposed else 1]
-        rows = inner.expand(-1, count).clone()  # of gates alone, where there are some: all first
-        if shape.gated:
-            rows[:, count // 2 :] = 1.0
-        replaced[shape.up] = scaled(up, rows[:, None, :] if shape.transposed else rows[:, :, None])
-        if hasattr(self, f"{shape.up}_bias"):
-            replaced[f"{shape.up}_bias"] = scaled(getattr(self, f"{shape.up}_bias"), rows)
-        return replaced
+        index = args[1] if len(args) > 1 else kwargs.get("top_k_index")
+        place = cheapest_place(self, implementation, index)
+        view = View(self, PLACES[place](self, implementation))
+        return stock_mlp_class(type(self)).forward(view, *args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty_stacked_mlp, (stock_mlp_class(type(self)),), self.__dict__
-
-
-class _Scaled:
-    """A parameter of a stack times numbers: of the experts that are asked for, when they are."""
-
-    def __init__(self, parameter: Tensor, factor: Tensor) -> None:
-        self.parameter, self.factor = parameter, factor.to(parameter.dtype)
-
-    def __getitem__(self, expert: Tensor | int) -> Tensor:
-        return self.parameter[expert] * self.factor[expert]
-
-    @staticmethod
-    def whole(parameter: Tensor, factor: Tensor) -> Tensor:
-        """Of all experts, now."""
-        return parameter * factor.to(parameter.dtype)
 
 
 def stacked_mlp_class(stock: type[nn.Module]) -> type[FusedMLP]:

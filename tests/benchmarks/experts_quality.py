@@ -4,10 +4,11 @@
         [--samples 512] [--held-out 256] [--length 128] [--device cuda] [--dtype float32] [--methods ...]
         [--multiple-of 64]
 
-MODEL is a stock mixture of experts, such as `upcycle.py` makes. The last `--held-out` windows of TEXTS are what
-perplexity is measured on; calibration texts are drawn from the others, anew for each seed. `fusion` clusters without
-data, `fusion_calibrated` is the default with data (without its kernel match, which changes no output), `reap` drops
-experts, `merge_experts` merges them (`fewer_experts.py`). A line a method and share: mean and spread over the seeds.
+MODEL is a stock mixture of experts, such as `upcycle.py` and `small_mixture.py` make. The last `--held-out` windows of
+TEXTS are what perplexity is measured on; calibration texts are drawn from the others, anew for each seed. `fusion`
+clusters without data, `fusion_calibrated` is the default with data (but for its kernel match),
+`reap` drops experts as the package does, `merge_experts` merges them (`fewer_experts.py`). A line a method and share:
+mean and spread over the seeds.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import warnings
 from typing import Any
 
 import torch
-from fewer_experts import merge_experts, reap
+from fewer_experts import merge_experts
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_mlp_fusion import FusionConfig, FusionWarning, fuse_model
+from hf_mlp_fusion.baselines import reduce_model
 from hf_mlp_fusion.data import Batch, make_batches, read_texts, row_count
 from hf_mlp_fusion.measure import expert_load, language_loss
 from hf_mlp_fusion.modeling.find import find_ffns
@@ -86,12 +88,11 @@ def drawn(batches: list[Batch], samples: int, seed: int) -> list[Batch]:
 
 def reduce(model: PreTrainedModel, method: str, share: float, batches: list[Batch], step: int) -> Any:
     """A smaller model of a method."""
-    stacked = [ffn for ffn in find_ffns(model) if ffn.spec.stacked]
-    kept = round(share * (1 + max(ffn.number for ffn in stacked)))  # type: ignore[attr-defined]
-    if method == "reap":
-        return reap(model, batches, kept)
     if method == "merge_experts":
-        return merge_experts(model, batches, kept)
+        stacked = [ffn for ffn in find_ffns(model) if ffn.spec.stacked]
+        return merge_experts(model, batches, round(share * (1 + max(ffn.number for ffn in stacked))))  # type: ignore[attr-defined]
+    if method == "reap":
+        return reduce_model(model, FusionConfig(width=share, targets="experts", multiple_of=step), "reap", batches)
     width = f"auto:{share}" if method == "fusion_auto" else share
     calibration = None if method == "fusion" else batches
     config = FusionConfig(width=width, targets="experts", ntk="none", multiple_of=step)

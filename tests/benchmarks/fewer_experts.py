@@ -1,6 +1,7 @@
-"""Rivals of fewer units in every expert: fewer experts. Used by `experts_quality.py`.
+"""A rival of fewer units in every expert: experts that are merged. Used by `experts_quality.py`.
 
-Both keep the same share of the parameters of a stack as fusion to that share of the units does, on the same tokens.
+It keeps the same share of the parameters of a stack as fusion to that share of the units does. The package does not
+have it, for no stock config holds a router that knows of groups.
 """
 
 from __future__ import annotations
@@ -19,46 +20,7 @@ from hf_mlp_fusion.data import Batch, evaluating, inputs_of, on_device
 from hf_mlp_fusion.modeling.ffn import FFN
 from hf_mlp_fusion.modeling.find import by_entry, find_ffns
 
-__all__ = ["merge_experts", "reap"]
-
-
-def reap(model: PreTrainedModel, batches: Sequence[Batch], experts: int) -> PreTrainedModel:
-    """Drops experts by the mean of gate x norm of output over the tokens that are routed to them (arXiv 2510.13999).
-
-    The router loses their rows, and chooses among the others.
-
-    Args:
-        model: A stock model with stacks of experts. It is untouched.
-        batches: Batches of tokens without padding.
-        experts: Experts to keep in each stack.
-    """
-    stacks = _stacks(model)
-    scores = [torch.zeros(len(stack), dtype=torch.float64) for stack in stacks]
-    counts = [torch.zeros(len(stack), dtype=torch.float64) for stack in stacks]
-    hooks = []
-    for stack, score, count in zip(stacks, scores, counts, strict=True):
-        for ffn in stack:
-            gates: list[Tensor] = []
-
-            def add(
-                _: Tensor, output: Tensor, e: int = ffn.number, s: Any = score, c: Any = count, g: Any = gates
-            ) -> None:
-                s[e] += float((g.pop().double() * output.double().norm(dim=-1)).sum())
-                c[e] += len(output)
-
-            hooks += ffn.watch(outputs=add, gates=gates.append)
-    _run(model, batches, hooks)
-    smaller = copy.deepcopy(model)
-    for stack, score, count in zip(_stacks(smaller), scores, counts, strict=True):
-        kept = (score / count.clamp(min=1)).topk(experts).indices.sort().values
-        host, router = stack[0].host, _router(smaller, stack[0])
-        for name, parameter in list(host.named_parameters()):
-            setattr(host, name, nn.Parameter(parameter.detach()[kept.to(parameter.device)]))
-        for name, parameter in list(router.named_parameters()):
-            setattr(router, name, nn.Parameter(parameter.detach()[kept.to(parameter.device)]))
-        host.num_experts = router.num_experts = experts  # type: ignore[assignment]
-        router.top_k = min(int(router.top_k), experts)  # type: ignore[arg-type, assignment]
-    return smaller
+__all__ = ["merge_experts"]
 
 
 def merge_experts(model: PreTrainedModel, batches: Sequence[Batch], experts: int) -> PreTrainedModel:
@@ -68,8 +30,8 @@ def merge_experts(model: PreTrainedModel, batches: Sequence[Batch], experts: int
     chooses an expert gets the group's, twice if it chooses two of one group.
 
     Args:
-        model: As for `reap`.
-        batches: As for `reap`.
+        model: A stock model with stacks of experts. It is untouched.
+        batches: Batches of tokens without padding.
         experts: Groups in each stack.
     """
     stacks = _stacks(model)
@@ -84,7 +46,11 @@ def merge_experts(model: PreTrainedModel, batches: Sequence[Batch], experts: int
             c += torch.bincount(args[1].flatten().cpu(), minlength=len(own))
 
         hooks.append(stack[0].host.register_forward_pre_hook(see))
-    _run(model, batches, hooks)
+    with evaluating(model):
+        for batch in batches:
+            model(**inputs_of(on_device(batch, model)))
+    for hook in hooks:
+        hook.remove()
     smaller = copy.deepcopy(model)
     for stack, mean, count in zip(_stacks(smaller), means, chosen, strict=True):
         groups = fcluster(linkage(mean.numpy(), "average"), experts, "maxclust") - 1
@@ -124,13 +90,3 @@ def _stacks(model: PreTrainedModel) -> list[list[FFN]]:
 def _router(model: PreTrainedModel, ffn: FFN) -> nn.Module:
     block = model.get_submodule(ffn.block)
     return block.gate if hasattr(block, "gate") else block.router  # type: ignore[return-value]
-
-
-def _run(model: PreTrainedModel, batches: Sequence[Batch], hooks: Sequence[Any]) -> None:
-    try:
-        with evaluating(model):
-            for batch in batches:
-                model(**inputs_of(on_device(batch, model)))
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 import transformers
+from any_family import tiny_family_model
 from conftest import tiny_model
 from tiny_text import tiny_texts, tiny_tokenizer
 
@@ -12,6 +13,7 @@ from hf_mlp_fusion.comparison import compare, load_subject, markdown_table, read
 from hf_mlp_fusion.comparison.results import RESULTS_NAME, add_row
 from hf_mlp_fusion.comparison.row import Row
 from hf_mlp_fusion.errors import DataError
+from hf_mlp_fusion.families import FAMILIES
 from hf_mlp_fusion.measure import latencies
 
 MODULE = sys.modules[compare.__module__]  # the package gives the function the module's name
@@ -78,6 +80,19 @@ def test_every_method_gets_a_row(folder, family, tmp_path):
         assert dropped.output_errors == dropped.ntk_errors == {}
         assert dropped.hidden_error > 0
         assert dropped.ntk_size > 0
+
+
+def test_fewer_experts_beside_fewer_units(tmp_path):
+    model = tiny_family_model(FAMILIES["mixtral"])
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer("gpt2").save_pretrained(tmp_path / "model")
+    mixture = load_subject(str(tmp_path / "model"), tiny_texts(80), samples=4)
+    original, fusion, reap = compare(mixture, FusionConfig(width=32), ["fusion", "reap"], tmp_path / "rows")
+    assert reap.parameters == fusion.parameters - 2 * 2 * 16  # two rows of the router of each layer
+    assert {len(tokens) for tokens in reap.expert_load.values()} == {2}
+    assert reap.hidden_error > 0
+    assert reap.ntk_error > 0
+    assert original.loss > 0
 
 
 def test_it_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):

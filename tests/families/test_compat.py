@@ -138,7 +138,45 @@ def test_what_stacks_of_experts_say_of_themselves():
         assert (host.has_gate, host.has_bias, host.is_transposed, host.is_concatenated) == said
     assert MixtralExperts._apply_gate.__module__ == moe.use_experts_implementation.__module__ == moe.__name__
     assert GptOssExperts._apply_gate.__module__ == GptOssExperts.__module__
+    gate, up = torch.randn(2, 1, 4)
+    assert plain._apply_gate(torch.cat([gate, up], -1)).equal(plain.act_fn(gate) * up)
     for name in ("batched_mm", "grouped_mm"):  # whose second argument tells the experts of each token
-        arguments = list(inspect.signature(moe.ALL_EXPERTS_FUNCTIONS[name]).parameters)
-        assert arguments == ["self", "hidden_states", "top_k_index", "top_k_weights"]
-    assert "torch.sort(expert_ids)" in inspect.getsource(moe.grouped_mm_experts_forward)
+        run = moe.ALL_EXPERTS_FUNCTIONS[name]
+        assert list(inspect.signature(run).parameters) == ["self", "hidden_states", "top_k_index", "top_k_weights"]
+
+
+def test_runners_of_experts_ask_for_the_bias_of_each_row():
+    """Before the gate, which is given rows in the same order; None is none."""
+    from transformers.integrations import moe
+    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+    class Bias:
+        def __getitem__(self, experts):
+            asked.append(experts.tolist())
+
+    sizes = {"hidden_size": 8, "intermediate_size": 4, "num_local_experts": 2}
+    stack = MixtralExperts(transformers.MixtralConfig(**sizes))
+    torch.nn.init.normal_(stack.gate_up_proj), torch.nn.init.normal_(stack.down_proj)
+    stack.act_fn = torch.nn.Identity()
+    arguments = torch.ones(2, 8), torch.tensor([[1], [0]]), torch.ones(2, 1)
+    for name, order in (("batched_mm", [1, 0]), ("grouped_mm", [0, 1])):
+        asked: list = []
+        stack.has_bias = False
+        expected = moe.ALL_EXPERTS_FUNCTIONS[name](stack, *arguments)
+        stack.has_bias, stack.gate_up_proj_bias, stack.down_proj_bias = True, Bias(), Bias()
+        assert moe.ALL_EXPERTS_FUNCTIONS[name](stack, *arguments).equal(expected)
+        assert asked == [order, order]
+
+
+def test_functorch_tells_when_it_transforms():
+    seen = []
+
+    def look(number):
+        seen.append(torch._C._are_functorch_transforms_active())
+        return number
+
+    look(torch.zeros(1))
+    torch.func.vmap(look)(torch.zeros(1))
+    assert seen == [False, True]
+    rows = torch.zeros(3, 2)
+    torch._dynamo.maybe_mark_dynamic(rows, 0)  # a hint alone: nothing fails where it cannot be

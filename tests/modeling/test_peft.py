@@ -5,15 +5,18 @@ import copy
 import pytest
 import torch
 import transformers
+from any_family import WIDTH, tiny_family_model
 from conftest import TINY_CONFIGS, first_output, tiny_model
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.utils import constants
 from safetensors.torch import load_file
 from tiny_adapters import FFN_TARGETS, fused_model, lora, scaling_matrices, train
 
-from hf_mlp_fusion import FusionConfig, fuse_model
+from hf_mlp_fusion import FusionConfig, families, fuse_model
+from hf_mlp_fusion.families.catalogue import experts
 
 FAMILIES = sorted(TINY_CONFIGS)
+HALF = FusionConfig(width=WIDTH // 2)
 SAME = {"rtol": 1e-5, "atol": 1e-5}
 KINDS = {
     "default": lora,
@@ -42,6 +45,23 @@ def test_default_targets_are_those_of_the_stock_model(family, method):
         for model in (tiny_model(family), fused_model(family))
     )
     assert fused == stock != []
+
+
+@pytest.mark.parametrize("config", [LoraConfig(), IA3Config()], ids=["lora", "ia3"])
+@pytest.mark.parametrize("family", [family.model_type for family in experts.FAMILIES])
+def test_stacks_of_experts_have_no_default_targets_as_stock_models_have_none(family, config):
+    """PEFT asks for target modules or parameters of both in the same words."""
+    model = tiny_family_model(families.FAMILIES[family])
+    if config.peft_type == "IA3" and family == "mixtral":  # the one that PEFT has a row for
+        stock, fused = (get_peft_model(m, copy.copy(config)) for m in (model, fuse_model(model, HALF)))
+        assert fused.targeted_module_names == stock.targeted_module_names != []
+        return
+    said = []
+    for each in (fuse_model(model, HALF), model):
+        with pytest.raises(ValueError, match="target_modules") as caught:
+            get_peft_model(each, copy.copy(config))
+        said.append((type(caught.value), str(caught.value)))
+    assert said[0] == said[1]
 
 
 def test_switch_gets_the_targets_of_t5():

@@ -30,7 +30,7 @@ from hf_mlp_fusion import (
 from hf_mlp_fusion.baselines import reduce_model
 from hf_mlp_fusion.families import FAMILIES
 from hf_mlp_fusion.modeling.find import by_entry, find_ffns
-from hf_mlp_fusion.modeling.stack_modules import StackedMLP, StackScaling
+from hf_mlp_fusion.modeling.stack_modules import StackScaling
 
 LAYOUTS = {
     "plain": "mixtral",
@@ -77,27 +77,6 @@ def test_all_implementations_honour_p(layout, scales):
         found[name] = output_of_any(fused)
     for name in IMPLEMENTATIONS[1:]:
         torch.testing.assert_close(found[name], found["eager"], **CLOSE)
-
-
-@decorated
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
-def test_p_costs_least_where_it_is_put_and_is_the_same_there(layout, implementation, monkeypatch):
-    fused = scaled(fuse_model(tiny(layout), HALF))
-    fused.set_experts_implementation(implementation)
-    found = []
-    for behind in (True, False):
-        monkeypatch.setattr(StackedMLP, "_activations_pay", lambda *_, behind=behind: behind)
-        found.append(output_of_any(fused))
-    torch.testing.assert_close(*found, **CLOSE)
-
-
-def test_many_rows_have_p_in_the_weights():
-    fused = fuse_model(tiny(), HALF)
-    stack = next(module for module in fused.modules() if isinstance(module, StackedMLP))
-    experts, hidden, _ = stack.down_proj.shape
-    few, many = torch.zeros(experts * hidden // 12, 2), torch.zeros(experts * hidden, 2)
-    assert stack._activations_pay(few)
-    assert not stack._activations_pay(many)
 
 
 @layouts

@@ -46,9 +46,9 @@ def _multiple(name: str, path: str = "shared_experts", field: str = "n_shared_ex
 def _family(
     model_type: str, name: str, *ffns: FFNSpec, router: str = r"mlp\.gate", config: str | None = None
 ) -> Family:
-    """A family; `router` is what leads to its routers."""
+    """A family; `router` is what leads to its routers. PEFT has no default targets for its stock models either."""
     pattern = rf".*\.{router}\..*"
-    return Family(model_type, config or f"{name}Config", ffns, router=pattern, peft_like="llama")
+    return Family(model_type, config or f"{name}Config", ffns, router=pattern)
 
 
 def _deepseek_like(model_type: str, name: str, field: str = "n_shared_experts", router: str = r"mlp\.gate") -> Family:
