@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +15,11 @@ from ..files import check_output_folder, output_folder
 from .options import (
     HOW,
     TRAINING,
-    BatchSize,
     Column,
     Dataset,
     Device,
     FusedModel,
     Json,
-    MaxLength,
     NewFolder,
     Overwrite,
     Seed,
@@ -48,20 +47,45 @@ def tune(
     column: Column = None,
     target: Annotated[
         str,
-        typer.Option(help="What is to be as in the original: hidden_states or ffn_outputs.", rich_help_panel=HOW),
+        typer.Option(
+            help="What is to be as in the original: hidden_states or ffn_outputs, layer by layer, or logits, what the "
+            "head predicts.",
+            rich_help_panel=HOW,
+        ),
     ] = "hidden_states",
+    train: Annotated[
+        str,
+        typer.Option(
+            help="What trains: ffns (the fused ones), ffns+norms, body (all but embeddings and head), or all.",
+            rich_help_panel=HOW,
+        ),
+    ] = "ffns",
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the texts.", rich_help_panel=TRAINING)] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps to take instead.", show_default=False, rich_help_panel=TRAINING)
+    ] = None,
     lr: Annotated[
-        float, typer.Option(min=0, help="Learning rate of AdamW at the start.", rich_help_panel=TRAINING)
-    ] = 3e-4,
-    batch_size: BatchSize = 16,
-    max_length: MaxLength = 128,
+        float | None,
+        typer.Option(
+            min=0, help="Learning rate of AdamW.", show_default="3e-4, on logits 2e-4", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows a step.", show_default="16, on logits 8", rich_help_panel=TRAINING),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=8, help="Tokens a row, at most.", show_default="128, on logits 512", rich_help_panel=TRAINING
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Tune the fused FFNs of MODEL on the original, layer by layer, and save the result in OUT.
+    """Tune the fused FFNs of MODEL on the original, layer by layer or on what it predicts, and save the result in OUT.
 
     A tenth of the texts is held out, to measure on (more where they are few). Labels are not needed.
     """
@@ -75,10 +99,11 @@ def tune(
     from ..hub import check_folder, check_side_files
     from ..modeling.loading import load_fused_model, load_stock_model
     from ..training import tune_model
-    from ..training.states import TARGETS
+    from ..training.targets import check_target
+    from ..training.trained import check_trained
 
-    if target not in TARGETS:
-        raise FusionConfigError(f"target must be one of {', '.join(map(repr, TARGETS))}, not {target!r}")
+    check_target(target)
+    check_trained(train)
     lines = read_texts(texts or dataset or "", column=column, split=split)
     tokenizer = load_tokenizer(fused)
     check_side_files(fused)
@@ -97,7 +122,9 @@ def tune(
         lines,
         tokenizer,
         target=target,
+        train=train,
         epochs=epochs,
+        steps=steps,
         learning_rate=lr,
         batch_size=batch_size,
         max_length=max_length,
@@ -122,4 +149,12 @@ def _print(result: TuningResult, out: Path, console: Console) -> None:
     for name, error in (("mean", "mean"), ("last hidden state", "hidden_state")):
         table.add_row(name, f"{getattr(result.before, error):.3f}", f"{getattr(result.after, error):.3f}")
     console.print(table)
+    if result.divergence:
+        console.print("Divergence from the original: {:.4f} → {:.4f} nats".format(*result.divergence))
+    if result.losses:
+        original, before, after = (math.exp(min(loss, 700.0)) for loss in result.losses)
+        console.print(
+            f"Perplexity: {before:,.2f} → {after:,.2f}, {before / original:.3g} → {after / original:.3g} times the "
+            f"original's {original:,.2f}"
+        )
     console.print(f"Saved in {out}.", markup=False)

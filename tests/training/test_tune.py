@@ -110,7 +110,7 @@ def test_the_command(cli, folder):
         (["fused", "stock", "--texts", "texts.txt"], "is not empty"),
         (["stock", "out", "--texts", "texts.txt"], "is not fused"),
         (["fused", "out", "--texts", "texts.txt", "--teacher", "fused"], "is fused already"),
-        (["fused", "out", "--texts", "texts.txt", "--target", "logits"], "target must be one of"),
+        (["fused", "out", "--texts", "texts.txt", "--target", "magic"], "target must be one of"),
         (["fused", "out", "--texts", "none.txt"], "none.txt"),
     ],
 )
