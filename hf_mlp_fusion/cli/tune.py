@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from ..errors import DataError, FusionConfigError
 from ..files import check_output_folder, output_folder
 from .options import (
     HOW,
+    TEXTS,
     TRAINING,
     Column,
     Dataset,
@@ -45,6 +47,14 @@ def tune(
     dataset: Dataset = None,
     split: Split = "train",
     column: Column = None,
+    sampled: Annotated[
+        bool,
+        typer.Option(
+            "--sampled",
+            help="Without texts: on what the original language model writes itself.",
+            rich_help_panel=TEXTS,
+        ),
+    ] = False,
     target: Annotated[
         str,
         typer.Option(
@@ -87,15 +97,17 @@ def tune(
 ) -> None:
     """Tune the fused FFNs of MODEL on the original, layer by layer or on what it predicts, and save the result in OUT.
 
-    A tenth of the texts is held out, to measure on (more where they are few). Labels are not needed.
+    A tenth of the texts is held out, to measure on (more where they are few). Labels are not needed. What is stopped
+    goes on from its last minute when the same command is given again: until it is done, that lies in OUT.tuning.
     """
     check_device(device)
-    if (texts is None) == (dataset is None):
-        raise DataError("give --texts FILE or --dataset NAME, one of the two")
+    if sum(map(bool, (texts, dataset, sampled))) != 1:
+        raise DataError("give --texts FILE or --dataset NAME, or --sampled, one of the three")
     for place in filter(None, (teacher, fused)):
         check_output_folder(out, overwrite=overwrite, source=place)
 
     from ..data import load_tokenizer, read_texts, save_carrying
+    from ..fusion import SAMPLED
     from ..hub import check_folder, check_side_files
     from ..modeling.loading import load_fused_model, load_stock_model
     from ..training import tune_model
@@ -104,7 +116,8 @@ def tune(
 
     check_target(target)
     check_trained(train)
-    lines = read_texts(texts or dataset or "", column=column, split=split)
+    source = texts or dataset
+    lines = read_texts(source, column=column, split=split) if source else SAMPLED
     tokenizer = load_tokenizer(fused)
     check_side_files(fused)
     model: Any = load_fused_model(fused, device=device)
@@ -116,6 +129,7 @@ def tune(
     except FusionConfigError as error:
         raise FusionConfigError(f"the original is not to be had; name it with --teacher: {error}") from error
     stored = model.dtype
+    work = out.expanduser().absolute().with_name(f"{out.name}.tuning")
     result = tune_model(
         model.float(),  # half precision loses small steps
         original,
@@ -129,10 +143,12 @@ def tune(
         batch_size=batch_size,
         max_length=max_length,
         seed=seed,
+        work=work,
     )
     with output_folder(out, overwrite=overwrite) as folder:
         save_carrying(model.to(stored), fused, folder)
         check_folder(folder)
+    shutil.rmtree(work)
     if as_json:
         typer.echo(model.fusion_report.to_json(), nl=False)
     else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,20 +15,25 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 from transformers.utils import logging as transformers_logging
 
 from ..data import Batch, available_bytes, check_room, make_batches, plain_context, row_bytes, tokenizer_of
+from ..fusion import SAMPLED
 from ..recipe import TuningReport
 from .held_out import HeldOut, TuningResult, hold_out, warn_of
+from .sampled import sampled_texts
 from .targets import DEFAULT_TARGET, TARGETS, check_target
 from .trained import TRAINED, check_trained
 from .trainer import TuningTrainer
+from .work import SaveNowAndThen, digest_of, fingerprint, open_work
 
 __all__ = ["tune_model"]
+
+logger = logging.getLogger(__name__)
 
 
 @plain_context()
 def tune_model(
     fused: Any,
     original: PreTrainedModel,
-    texts: Sequence[str],
+    texts: Sequence[str] | str,
     tokenizer: Any = None,
     *,
     target: str = DEFAULT_TARGET,
@@ -38,6 +44,7 @@ def tune_model(
     batch_size: int | None = None,
     max_length: int | None = None,
     seed: int = 0,
+    work: str | Path | None = None,
 ) -> TuningResult:
     """Tunes a fused model on nine tenths of some texts, and measures on the others what it gained.
 
@@ -47,7 +54,8 @@ def tune_model(
     Args:
         fused: The fused model, in float32. It is tuned in place where it is, and its receipt says so.
         original: The model that it was fused from. It is moved beside it.
-        texts: Texts like those that the model will see; thousands, or one epoch is soon over.
+        texts: Texts like those that the model will see; thousands, or one epoch is soon over. Or `"sampled"`: what the
+            original writes itself, if it is a causal or masked language model.
         tokenizer: The tokenizer; if not given, the one that lies beside the fused model's weights.
         target: What to compare, as `TuningTrainer` has it.
         train: What trains, as `TuningTrainer` has it.
@@ -59,10 +67,12 @@ def tune_model(
             logits. Where they do not fit into memory at once, a step takes them in turn.
         max_length: Tokens of a row, at most; 128 layer by layer, 512 on logits.
         seed: Seed of the order, and of what masked language models mask.
+        work: A folder for checkpoints, one a minute, from which the same call goes on where it was stopped. It stays,
+            to be deleted once the tuned model is saved. Without one, nothing is written.
 
     Raises:
         DataError: There are too few texts.
-        FusionConfigError: There is no such target or choice of what trains.
+        FusionConfigError: There is no such target or choice of what trains, or `work` is another run's.
         MemoryLimitError: Not one row fits into the memory there is.
         UnsupportedModelError: The models do not belong together.
 
@@ -79,48 +89,57 @@ def tune_model(
     check_trained(train)
     best = TARGETS[target]
     batch_size, max_length = batch_size or best.batch_size, max_length or best.max_length
+    learning_rate = best.learning_rate if learning_rate is None else learning_rate
     tokenizer = tokenizer or tokenizer_of(fused)
-    tuned_on, batches = hold_out(fused, texts, tokenizer, max_length, seed)
-    rows = [
-        {name: tensor[0] for name, tensor in row.items()}
-        for row in make_batches(fused, tokenizer, tuned_on, max_length=max_length, batch_size=1, seed=seed)
-    ]
-    on_cpu = fused.device.type == "cpu"
-    at_once = _rows_at_once(fused, original, batch_size, max(map(_length, rows)), train)
-    with tempfile.TemporaryDirectory() as folder:  # where `Trainer` would save
+    with open_work(work) as place:
+        if texts == SAMPLED:
+            tokens = steps and steps * batch_size * max_length
+            texts = place.texts() or sampled_texts(original, tokenizer, tokens, seed)
+            place.keep_texts(texts)
+        tuned_on, batches = hold_out(fused, texts, tokenizer, max_length, seed)
+        rows = [
+            {name: tensor[0] for name, tensor in row.items()}
+            for row in make_batches(fused, tokenizer, tuned_on, max_length=max_length, batch_size=1, seed=seed)
+        ]
+        at_once = _rows_at_once(fused, original, batch_size, max(map(_length, rows)), train)
+        if place.kept:
+            run = {"target": target, "train": train, "epochs": epochs, "steps": steps, "learning rate": learning_rate}
+            run |= {"batch size": batch_size, "length of rows": max_length, "seed": seed, "texts": digest_of(texts)}
+            run["weights"] = [fingerprint(fused), fingerprint(original)]
+            at_once = place.begin(run, at_once)
+        on_cpu = fused.device.type == "cpu"
         arguments = TrainingArguments(
-            folder,
+            str(place.folder),
             num_train_epochs=epochs,
             max_steps=steps or -1,
-            learning_rate=best.learning_rate if learning_rate is None else learning_rate,
+            learning_rate=learning_rate,
             per_device_train_batch_size=at_once,
             gradient_accumulation_steps=batch_size // at_once,
             seed=seed,
-            bf16=best.half and fused.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
+            bf16=best.half and not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False),
             use_cache=getattr(fused.config, "use_cache", False),
             use_cpu=on_cpu,
             dataloader_pin_memory=not on_cpu,
             save_strategy="no",
+            save_total_limit=1,
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
             **best.arguments,
         )
-        trainer = TuningTrainer(
-            fused,
-            arguments,
-            teacher=original,
-            target=target,
-            train=train,
-            train_dataset=rows,
-            data_collator=_padded,
-        )
+        options: Any = {"target": target, "train": train, "train_dataset": rows, "data_collator": _padded}
+        trainer = TuningTrainer(fused, arguments, teacher=original, **options)
         trainer.remove_callback(PrinterCallback)
         if transformers_logging.is_progress_bar_enabled():
             trainer.add_callback(_Progress)
+        if place.kept:
+            trainer.add_callback(SaveNowAndThen)
         held_out = HeldOut(original, fused, batches, target == "logits")
         before = held_out.standing()
-        trainer.train()
+        checkpoint = place.checkpoint()
+        if checkpoint is not None:
+            logger.warning("going on from step %s, in %s", checkpoint.name.rpartition("-")[2], place.folder)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         trainer.accelerator.unwrap_model(fused, keep_fp32_wrapper=False)  # or its forward would stay under autocast
     result = held_out.result(before, held_out.standing())
     warn_of(result, stacklevel=3)
