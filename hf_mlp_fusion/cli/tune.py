@@ -166,7 +166,7 @@ def _print(result: TuningResult, out: Path, console: Console) -> None:
         table.add_row(name, f"{getattr(result.before, error):.3f}", f"{getattr(result.after, error):.3f}")
     console.print(table)
     if result.divergence:
-        console.print("Divergence from the original: {:.4f} → {:.4f} nats".format(*result.divergence))
+        console.print("Divergence from the original: {:.4g} → {:.4g} nats".format(*result.divergence))
     if result.losses:
         original, before, after = (math.exp(min(loss, 700.0)) for loss in result.losses)
         console.print(

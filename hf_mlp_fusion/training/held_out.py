@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..data import LANGUAGE_OBJECTIVES, Batch, make_batches, objective_of, row_count, split_texts
+from ..data import LANGUAGE_OBJECTIVES, Batch, make_batches, objective_of, on_device, row_count, split_texts
 from ..errors import DataError, FusionWarning
-from ..measure import OutputError, divergence, language_loss, output_error
+from ..measure import LogitDivergence, OutputError, divergence, language_loss, output_error
 
 __all__ = ["HeldOut", "Standing", "TuningResult", "hold_out", "warn_of"]
 
@@ -71,6 +71,13 @@ class HeldOut:
         self.original, self.fused, self.batches, self.logits = original, fused, batches, logits
         self.rows = sum(map(row_count, batches))
         self.language = logits and objective_of(original) in LANGUAGE_OBJECTIVES
+
+    @property
+    def whole_logits(self) -> bool:
+        """Whether a step makes the logits of all tokens at once."""
+        if not self.logits:
+            return False
+        return not LogitDivergence(self.original, self.fused).in_pieces(on_device(self.batches[0], self.original))
 
     def standing(self) -> Standing:
         """Where the fused model stands now."""

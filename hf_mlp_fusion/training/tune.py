@@ -101,7 +101,9 @@ def tune_model(
             {name: tensor[0] for name, tensor in row.items()}
             for row in make_batches(fused, tokenizer, tuned_on, max_length=max_length, batch_size=1, seed=seed)
         ]
-        at_once = _rows_at_once(fused, original, batch_size, max(map(_length, rows)), train)
+        held_out = HeldOut(original, fused, batches, target == "logits")
+        longest = max(map(_length, rows))
+        at_once = _rows_at_once(fused, original, batch_size, longest, train, logits=held_out.whole_logits)
         if place.kept:
             run = {"target": target, "train": train, "epochs": epochs, "steps": steps, "learning rate": learning_rate}
             run |= {"batch size": batch_size, "length of rows": max_length, "seed": seed, "texts": digest_of(texts)}
@@ -134,7 +136,6 @@ def tune_model(
             trainer.add_callback(_Progress)
         if place.kept:
             trainer.add_callback(SaveNowAndThen)
-        held_out = HeldOut(original, fused, batches, target == "logits")
         before = held_out.standing()
         checkpoint = place.checkpoint()
         if checkpoint is not None:
@@ -169,9 +170,17 @@ def _length(row: dict[str, Tensor]) -> int:
     return max(tensor.shape[-1] for tensor in row.values() if tensor.dim())
 
 
-def _rows_at_once(fused: Any, original: PreTrainedModel, batch_size: int, tokens: int, train: str = "ffns") -> int:
+def _rows_at_once(
+    fused: Any,
+    original: PreTrainedModel,
+    batch_size: int,
+    tokens: int,
+    train: str = "ffns",
+    *,
+    logits: bool = False,
+) -> int:
     """The most rows that fit into half of the memory there is and of which a step has a whole number of times."""
-    needed = row_bytes(fused, tokens, gradients=True) + row_bytes(original, tokens)
+    needed = row_bytes(fused, tokens, gradients=True, logits=logits) + row_bytes(original, tokens, logits=logits)
     tuned = TRAINED[train](fused)
     state = sum(3 * p.numel() * p.element_size() for name, p in fused.named_parameters() if name in tuned)
     check_room(state + needed, fused.device, "a step of tuning", "shorter rows need less")

@@ -279,3 +279,30 @@ def test_a_copy_is_compared_as_the_model_itself():
     fused = fuse_model(model, NARROW)
     batch = [collate(tuning_rows(model)[:5])]
     assert divergence(model, copy.deepcopy(fused), batch) == divergence(model, fused, batch)
+
+
+@pytest.mark.parametrize("train", ["ffns", "all"])
+def test_bfloat16_changes_the_result_little_and_leaves_the_model_in_float32(train, tmp_path):
+    """Autocast keeps copies of the weights, which must not be those made without gradients."""
+    results = []
+    for half in (False, True):
+        model = tiny_model("gpt2")
+        fused = fuse_model(model, NARROW)
+        with torch.no_grad():
+            for parameter in fused.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.05)
+        arguments = make_trainer(model, fused, tmp_path, bf16=half, optim="sgd", learning_rate=0.1).args
+        options = {"target": "logits", "train": train, "train_dataset": tuning_rows(model)}
+        before = state_of(fused)
+        trainer = TuningTrainer(fused, arguments, teacher=model, **options)
+        trainer.train()
+        trainer.accelerator.unwrap_model(fused, keep_fp32_wrapper=False)
+        assert {parameter.dtype for parameter in fused.parameters()} == {torch.float32}
+        assert fused(torch.arange(9)[None]).logits.dtype == torch.float32
+        results.append(
+            {n: p.detach() - before[n] for n, p in fused.named_parameters() if not torch.equal(p, before[n])}
+        )
+    whole, half = results
+    assert set(whole) == set(half)
+    for name, moved in whole.items():
+        assert (half[name] - moved).norm() < 0.1 * moved.norm() + 1e-7, name
