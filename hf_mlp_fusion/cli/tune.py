@@ -130,21 +130,26 @@ def tune(
         raise FusionConfigError(f"the original is not to be had; name it with --teacher: {error}") from error
     stored = model.dtype
     work = out.expanduser().absolute().with_name(f"{out.name}.tuning")
-    result = tune_model(
-        model.float(),  # half precision loses small steps
-        original,
-        lines,
-        tokenizer,
-        target=target,
-        train=train,
-        epochs=epochs,
-        steps=steps,
-        learning_rate=lr,
-        batch_size=batch_size,
-        max_length=max_length,
-        seed=seed,
-        work=work,
-    )
+    try:
+        result = tune_model(
+            model.float(),  # half precision loses small steps
+            original,
+            lines,
+            tokenizer,
+            target=target,
+            train=train,
+            epochs=epochs,
+            steps=steps,
+            learning_rate=lr,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            work=work,
+        )
+    except KeyboardInterrupt:
+        if work.exists():
+            Console(stderr=True).print("the same command goes on from here", highlight=False)
+        raise
     with output_folder(out, overwrite=overwrite) as folder:
         save_carrying(model.to(stored), fused, folder)
         check_folder(folder)

@@ -13,7 +13,7 @@ from tiny_text import tiny_texts, tiny_tokenizer
 from hf_mlp_fusion import FusionConfig, FusionWarning, fuse_model
 from hf_mlp_fusion.cli.tune import tune
 from hf_mlp_fusion.errors import DataError
-from hf_mlp_fusion.training import tune_model
+from hf_mlp_fusion.training import TARGETS, tune_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_mlp_fusion.FusionWarning")
 
@@ -30,6 +30,20 @@ def folder(tmp_path):
         tokenizer.save_pretrained(tmp_path / name)
     (tmp_path / "texts.txt").write_text("\n".join(tiny_texts(60)))
     return tmp_path
+
+
+@pytest.mark.parametrize("family", ["roberta", "gpt2", "switch_transformers"])
+def test_logits_are_compared_in_every_language_model(family):
+    model = tiny_model(family)
+    fused = fuse_model(model, FusionConfig(width=16, targets="all"))
+    options = {"target": "logits", "steps": 3, "max_length": 12}
+    result = tune_model(fused, model, tiny_texts(60), tiny_tokenizer(family), **options)
+    assert min(result.divergence) > 0
+    original, before, after = result.losses
+    assert original != before != after
+    (done,) = fused.fusion_report.tuning
+    assert (done.loss_original, done.loss_before, done.loss_after) == result.losses
+    assert (done.steps, done.batch_size, done.learning_rate) == (3, 8, TARGETS["logits"].learning_rate)
 
 
 @pytest.mark.parametrize("family", ["roberta", "gpt2", "switch_transformers"])
