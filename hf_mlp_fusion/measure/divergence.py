@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data import (
@@ -29,6 +27,7 @@ from ..data import (
     token_mask,
 )
 from ..errors import UnsupportedModelError
+from .kl import completed, kl_divergence, squares, summed, yes_or_no
 from .log_probabilities import logits_head
 
 __all__ = ["Divergence", "LogitDivergence", "divergence"]
@@ -124,7 +123,16 @@ class LogitDivergence:
             UnsupportedModelError: The models return no logits, or not of one shape.
         """
         if self.in_pieces(seen):
-            return self._language_sums(run, batch, seen)
+            with evaluating(self.original):
+                goal, other = self._spoken(self.original, self.original, seen)
+            found, head = self._spoken(self.fused, run, batch)
+
+            def apart(piece: Tensor, wanted: Tensor) -> Tensor:
+                with torch.no_grad():
+                    logits = other(wanted)
+                return kl_divergence(head(piece), logits.to(piece.device))
+
+            return summed(found, (goal,), apart, _width(self.fused)), len(found)
         with evaluating(self.original):
             goals = _logits(self.original, self.original(**inputs_of(seen)))
         total, items = torch.zeros((), device=next(iter(batch.values())).device), 0
@@ -136,85 +144,73 @@ class LogitDivergence:
                     f"{list(found.shape)}: give the original with the same head"
                 )
             distance, found, goal = _items(self.fused, name, found, goal, batch)
-            total = total + _sum(found, goal, distance)
+            total = total + summed(found, (goal,), distance)
             items += len(found)
         return total, items
 
-    def _language_sums(self, run: Callable[..., Any], batch: Batch, seen: Batch) -> tuple[Tensor, int]:
+    def top(self, seen: Batch, count: int) -> tuple[Tensor, Tensor]:
+        """What the original, a language model, predicts most.
+
+        Args:
+            seen: A batch on its device.
+            count: How many tokens of the vocabulary, k.
+
+        Returns:
+            The token ids, int32, and their log-probabilities, float32, `[batch, tokens, k]`; zeros for padding.
+        """
         with evaluating(self.original):
-            goal = _states(self.original, self.original, seen)
-        found = _states(self.fused, run, batch)
-        mask = token_mask(batch, decoder=self.fused.config.is_encoder_decoder)
-        goal = goal.flatten(0, -2) if mask is None else goal[mask.to(goal.device)]
-        found = found.flatten(0, -2) if mask is None else found[mask]
-        head, other = self.fused.get_output_embeddings(), self.original.get_output_embeddings()
+            states, head = self._spoken(self.original, self.original, seen)
+            size = max(1, LOGIT_BYTES // (4 * _width(self.original)))
+            found = [head(piece).float().log_softmax(-1).topk(count) for piece in states.split(size)]
+        mask = _language_mask(self.original, seen)
+        tokens = seen["decoder_input_ids" if self.original.config.is_encoder_decoder else "input_ids"]
+        places = mask.expand(tokens.shape)
+        values = torch.zeros(*places.shape, count, device=places.device)
+        ids = values.int()
+        values[places] = torch.cat([item.values for item in found])
+        ids[places] = torch.cat([item.indices for item in found]).int()
+        return ids, values
 
-        def distance(piece: Tensor, wanted: Tensor) -> Tensor:
-            with torch.no_grad():
-                logits = other(wanted)
-            return _KL.apply(head(piece), logits.to(piece.device))
+    def sums_of_top(self, run: Callable[..., Any], batch: Batch, ids: Tensor, values: Tensor) -> tuple[Tensor, int]:
+        """As `sums`, from what `top` gave: over these tokens each, and all others together.
 
-        return _sum(found, goal, distance, len(head.weight)), len(found)
+        Args:
+            run: The fused model, or what wraps it.
+            batch: The arguments of its forward.
+            ids: Token ids, `[batch, tokens, k]`.
+            values: Their log-probabilities in the original, likewise.
+        """
+        found, head = self._spoken(self.fused, run, batch)
+        mask = _language_mask(self.fused, batch).expand(ids.shape[:2])
 
+        def apart(piece: Tensor, tokens: Tensor, wanted: Tensor) -> Tensor:
+            logits = head(piece)
+            return kl_divergence(logits, completed(logits.detach(), tokens.long(), wanted))
 
-class _KL(torch.autograd.Function):
-    """KL(softmax(wanted) ‖ softmax(logits)) over the last axis.
+        return summed(found, (ids[mask], values[mask]), apart, _width(self.fused)), len(found)
 
-    The gradient is softmax(logits) - softmax(wanted): exactly zero where the two are the same, which that of
-    `kl_div` after `log_softmax` is not; Adam would make whole steps of its rounding.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, wanted: Tensor) -> Tensor:
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        found, goal = logits.to(wide).log_softmax(-1), wanted.to(wide).log_softmax(-1)
-        likely = goal.exp()
-        ctx.dtype = logits.dtype
-        ctx.save_for_backward(found.exp() - likely)
-        return torch.where(likely > 0, likely * (goal - found), 0.0).sum(-1)  # minus infinity twice is no difference
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (difference,) = ctx.saved_tensors
-        return (gradient[..., None] * difference).to(ctx.dtype), None
-
-
-def _squares(found: Tensor, wanted: Tensor) -> Tensor:
-    wide = torch.promote_types(found.dtype, torch.float32)
-    return (found.to(wide) - wanted.to(wide)).square().mean(-1)
-
-
-def _yes_or_no(found: Tensor, wanted: Tensor) -> Tensor:
-    """Mean over labels that may each be true or not."""
-    return _KL.apply(*(torch.stack([logits, torch.zeros_like(logits)], -1) for logits in (found, wanted))).mean(-1)
+    def _spoken(
+        self, model: PreTrainedModel, run: Callable[..., Any], batch: Batch
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """What becomes logits of each token that is no padding, `[tokens, ...]`, and by what."""
+        head: Callable[[Tensor], Tensor]
+        if self._pieces:
+            with few_logits(model) as seen:
+                run(**inputs_of(batch))
+            (states,), head = seen, model.get_output_embeddings()
+        else:
+            states, head = run(**inputs_of(batch)).logits, nn.Identity()
+        return states[_language_mask(model, batch).expand(states.shape[:2])], head
 
 
-def _sum(
-    found: Tensor, wanted: Tensor, distance: Callable[[Tensor, Tensor], Tensor], width: int | None = None
-) -> Tensor:
-    """Sums the distances of items, some at a time; what they need is made anew in the backward, and not held.
-
-    Args:
-        found: `[items, ...]`.
-        wanted: The same, of the original.
-        distance: Of some of them.
-        width: Numbers that an item has at most.
-    """
-    size = max(1, LOGIT_BYTES // (4 * (width or found[:1].numel() or 1)))
-    parts = [
-        checkpoint(distance, piece, goal, use_reentrant=False, preserve_rng_state=False).sum()
-        for piece, goal in zip(found.split(size), wanted.split(size), strict=True)
-    ]
-    return torch.stack(parts).sum()
+def _width(model: PreTrainedModel) -> int:
+    return len(model.get_output_embeddings().weight)
 
 
-def _states(model: PreTrainedModel, run: Callable[..., Any], batch: Batch) -> Tensor:
-    """What the output embeddings would see, `[batch, tokens, d]`."""
-    with few_logits(model) as seen:
-        run(**inputs_of(batch))
-    (states,) = seen
-    return states
+def _language_mask(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Which tokens that a language model speaks of are no padding, bool, in what broadcasts to `[batch, tokens]`."""
+    mask = token_mask(batch, decoder=model.config.is_encoder_decoder)
+    return torch.ones(1, 1, dtype=torch.bool, device=next(iter(batch.values())).device) if mask is None else mask
 
 
 def _logits(model: PreTrainedModel, outputs: Any) -> dict[str, Tensor]:
@@ -240,15 +236,15 @@ def _items(
     if name in ("start_logits", "end_logits"):  # where in the text an answer is
         if masks:
             pair = tuple(logits.masked_fill(~masks[0], torch.finfo(logits.dtype).min) for logits in pair)  # type: ignore[assignment]
-        return _KL.apply, *pair
+        return kl_divergence, *pair
     if found.dim() > 3:  # of each pixel
         pair = tuple(logits.movedim(1, -1).flatten(0, -2) for logits in pair)  # type: ignore[assignment]
     elif found.dim() == 3:
         pair = tuple(logits[masks[0]] if masks else logits.flatten(0, 1) for logits in pair)  # type: ignore[assignment]
     kind = getattr(model.config, "problem_type", None)
     if found.shape[-1] == 1 or kind == "regression":
-        return _squares, *pair
-    return _yes_or_no if kind == "multi_label_classification" else _KL.apply, *pair
+        return squares, *pair
+    return yes_or_no if kind == "multi_label_classification" else kl_divergence, *pair
 
 
 def _masks(batch: Batch) -> Iterator[Tensor]:

@@ -1,7 +1,6 @@
 """Tuning on logits: the divergence is what it should be, whatever the head, and what trains is what was asked for."""
 
 import copy
-import importlib
 import math
 
 import pytest
@@ -14,13 +13,13 @@ from tuning_rows import tuning_rows
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, UnsupportedModelError, fuse_model
 from hf_mlp_fusion.data import with_decoder_inputs
-from hf_mlp_fusion.measure import divergence
+from hf_mlp_fusion.measure import divergence, kl
+from hf_mlp_fusion.measure.kl import kl_divergence
 from hf_mlp_fusion.modeling.find import find_ffns
 from hf_mlp_fusion.training import TRAINED, TuningTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_mlp_fusion.FusionWarning")
 
-MODULE = importlib.import_module("hf_mlp_fusion.measure.divergence")
 CAPPED = {
     "vocab_size": 99,
     "hidden_size": 16,
@@ -136,9 +135,7 @@ def test_the_gradient_is_that_of_whole_logits_also_in_pieces(case, tmp_path, mon
     for loss in (
         lambda: naive(kind, model, fused, batch),
         lambda: trainer.compute_loss(fused, collate(rows[:5])),
-        lambda: (
-            monkeypatch.setattr(MODULE, "LOGIT_BYTES", 3 * 4 * 99) or trainer.compute_loss(fused, collate(rows[:5]))
-        ),
+        lambda: monkeypatch.setattr(kl, "LOGIT_BYTES", 3 * 4 * 99) or trainer.compute_loss(fused, collate(rows[:5])),
     ):
         fused.zero_grad()
         loss().backward()
@@ -254,7 +251,7 @@ def test_logits_of_all_tokens_are_never_there_at_once(tmp_path, monkeypatch):
     model = tiny_model("gpt2")
     fused = fuse_model(model, NARROW)
     trainer = make_trainer(model, fused, tmp_path, "logits")
-    monkeypatch.setattr(MODULE, "LOGIT_BYTES", 4 * 4 * 99)
+    monkeypatch.setattr(kl, "LOGIT_BYTES", 4 * 4 * 99)
     shapes = []
     for head in (model.lm_head, fused.lm_head):
         head.register_forward_hook(lambda _, __, output: shapes.append(output.shape[:-1].numel()))
@@ -267,7 +264,7 @@ def test_tokens_that_cannot_be_are_no_difference():
     found, wanted = torch.randn(2, 3, 7).unbind()
     found[:, 2] = wanted[:, 2] = -math.inf
     found.requires_grad_()
-    value = MODULE._KL.apply(found, wanted)
+    value = kl_divergence(found, wanted)
     kept = [0, 1, 3, 4, 5, 6]
     torch.testing.assert_close(value, entropy_gap(found[:, kept], wanted[:, kept]))
     value.sum().backward()
