@@ -90,6 +90,16 @@ def tune(
             min=8, help="Tokens a row, at most.", show_default="128, on logits 512", rich_help_panel=TRAINING
         ),
     ] = None,
+    cache_logits: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="For an original that does not fit beside the fused model: keep that many of its likeliest tokens "
+            "(64, say) in files first.",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     overwrite: Overwrite = False,
@@ -125,7 +135,7 @@ def tune(
     if not teacher:
         raise FusionConfigError(f"{fused} does not name the model that it was fused from: give --teacher")
     try:
-        original = load_stock_model(teacher, dtype="float32", device=device)
+        original = load_stock_model(teacher, dtype="float32", device=device if cache_logits is None else "cpu")
     except FusionConfigError as error:
         raise FusionConfigError(f"the original is not to be had; name it with --teacher: {error}") from error
     stored = model.dtype
@@ -144,6 +154,7 @@ def tune(
             batch_size=batch_size,
             max_length=max_length,
             seed=seed,
+            cache_logits=cache_logits,
             work=work,
         )
     except KeyboardInterrupt:

@@ -156,18 +156,22 @@ class LogitDivergence:
             count: How many tokens of the vocabulary, k.
 
         Returns:
-            The token ids, int32, and their log-probabilities, float32, `[batch, tokens, k]`; zeros for padding.
+            The token ids, int32, and their log-probabilities, `[batch, tokens, k]`; zeros for padding.
         """
         with evaluating(self.original):
             states, head = self._spoken(self.original, self.original, seen)
             size = max(1, LOGIT_BYTES // (4 * _width(self.original)))
-            found = [head(piece).float().log_softmax(-1).topk(count) for piece in states.split(size)]
+            logits = (head(piece) for piece in states.split(size))
+            found = [
+                item.to(torch.promote_types(item.dtype, torch.float32)).log_softmax(-1).topk(count) for item in logits
+            ]
         mask = _language_mask(self.original, seen)
         tokens = seen["decoder_input_ids" if self.original.config.is_encoder_decoder else "input_ids"]
         places = mask.expand(tokens.shape)
-        values = torch.zeros(*places.shape, count, device=places.device)
+        chosen = torch.cat([item.values for item in found])
+        values = chosen.new_zeros(*places.shape, count)
         ids = values.int()
-        values[places] = torch.cat([item.values for item in found])
+        values[places] = chosen
         ids[places] = torch.cat([item.indices for item in found]).int()
         return ids, values
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..data import Batch
 from ..measure import LogitDivergence
 from .teacher import seen_by
+from .teacher_cache import TEACHER_IDS, TEACHER_VALUES
 
 __all__ = ["LogitLoss"]
 
@@ -40,5 +41,10 @@ class LogitLoss:
             run: The fused model, or what wraps it.
             batch: The arguments of its forward.
         """
-        total, items = self.divergence.sums(run, batch, seen_by(self.teacher, batch))
+        if TEACHER_IDS in batch:  # the teacher has spoken before
+            ids, values = batch.pop(TEACHER_IDS), batch.pop(TEACHER_VALUES)
+            self.divergence.in_pieces(seen_by(self.teacher, batch))
+            total, items = self.divergence.sums_of_top(run, batch, ids, values)
+        else:
+            total, items = self.divergence.sums(run, batch, seen_by(self.teacher, batch))
         return total / max(1, items)

@@ -20,6 +20,7 @@ from ..recipe import TuningReport
 from .held_out import HeldOut, TuningResult, hold_out, warn_of
 from .sampled import sampled_texts
 from .targets import DEFAULT_TARGET, TARGETS, check_target
+from .teacher_cache import CachedRows, cache_predictions, check_cache
 from .trained import TRAINED, check_trained
 from .trainer import TuningTrainer
 from .work import SaveNowAndThen, digest_of, fingerprint, open_work
@@ -44,6 +45,7 @@ def tune_model(
     batch_size: int | None = None,
     max_length: int | None = None,
     seed: int = 0,
+    cache_logits: int | None = None,
     work: str | Path | None = None,
 ) -> TuningResult:
     """Tunes a fused model on nine tenths of some texts, and measures on the others what it gained.
@@ -67,6 +69,9 @@ def tune_model(
             logits. Where they do not fit into memory at once, a step takes them in turn.
         max_length: Tokens of a row, at most; 128 layer by layer, 512 on logits.
         seed: Seed of the order, and of what masked language models mask.
+        cache_logits: With the target `"logits"` of language models: that many of the original's likeliest tokens (64,
+            say) are kept in files beforehand, with their probabilities, and the original waits in main memory while
+            the fused model trains; all other tokens are taken together. For originals that do not fit beside it.
         work: A folder for checkpoints, one a minute, from which the same call goes on where it was stopped. It stays,
             to be deleted once the tuned model is saved. Without one, nothing is written.
 
@@ -87,6 +92,8 @@ def tune_model(
     """
     check_target(target)
     check_trained(train)
+    if cache_logits is not None:
+        check_cache(original, target, cache_logits)
     best = TARGETS[target]
     batch_size, max_length = batch_size or best.batch_size, max_length or best.max_length
     learning_rate = best.learning_rate if learning_rate is None else learning_rate
@@ -107,6 +114,7 @@ def tune_model(
         if place.kept:
             run = {"target": target, "train": train, "epochs": epochs, "steps": steps, "learning rate": learning_rate}
             run |= {"batch size": batch_size, "length of rows": max_length, "seed": seed, "texts": digest_of(texts)}
+            run["cached logits"] = cache_logits
             run["weights"] = [fingerprint(fused), fingerprint(original)]
             at_once = place.begin(run, at_once)
         on_cpu = fused.device.type == "cpu"
@@ -122,6 +130,7 @@ def tune_model(
             use_cache=getattr(fused.config, "use_cache", False),
             use_cpu=on_cpu,
             dataloader_pin_memory=not on_cpu,
+            remove_unused_columns=cache_logits is None,
             save_strategy="no",
             save_total_limit=1,
             logging_strategy="no",
@@ -130,6 +139,9 @@ def tune_model(
             **best.arguments,
         )
         options: Any = {"target": target, "train": train, "train_dataset": rows, "data_collator": _padded}
+        if cache_logits is not None:
+            _speak_first(original, fused, rows, cache_logits, place.folder)
+            options |= {"train_dataset": CachedRows(rows, place.folder), "teacher_device": "cpu"}
         trainer = TuningTrainer(fused, arguments, teacher=original, **options)
         trainer.remove_callback(PrinterCallback)
         if transformers_logging.is_progress_bar_enabled():
@@ -148,6 +160,16 @@ def tune_model(
         *others, last = fused.fusion_report.tuning
         fused.fusion_report = replace(fused.fusion_report, tuning=[*others, _measured(last, result)])
     return result
+
+
+def _speak_first(original: PreTrainedModel, fused: Any, rows: list[Batch], count: int, folder: Path) -> None:
+    """Keeps what the original predicts of rows; each of the two models has the device for itself."""
+    device = fused.device
+    fused.to("cpu")
+    original.to(device)
+    cache_predictions(original, fused, rows, count, folder, _padded)
+    original.to("cpu")  # type: ignore[arg-type]
+    fused.to(device)
 
 
 def _measured(done: TuningReport, result: TuningResult) -> TuningReport:

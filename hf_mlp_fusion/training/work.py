@@ -84,7 +84,8 @@ class Work:
     @property
     def worth_keeping(self) -> bool:
         """Whether there is something to go on from."""
-        return self.kept and (self.checkpoint() is not None or (self.folder / _TEXTS).is_file())
+        kept = (self.folder / _TEXTS).is_file() or any(self.folder.glob("teacher-*.safetensors"))
+        return self.kept and (kept or self.checkpoint() is not None)
 
 
 @contextlib.contextmanager
