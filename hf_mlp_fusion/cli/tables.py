@@ -47,4 +47,4 @@ def print_report(report: FusionReport, console: Console) -> None:
         f"{report.fused_share:.1%} of the FFN parameters fused in {report.seconds:.1f} s"
     )
     for tuning in report.tuning:
-        console.print(f"Tuned since, layer by layer, on {tuning.target}: {tuning.steps} steps")
+        console.print(f"Tuned since on {tuning.target} ({tuning.trained}): {tuning.steps} steps")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +15,13 @@ from ..errors import DataError, FusionConfigError
 from ..files import check_output_folder, output_folder
 from .options import (
     HOW,
+    TEXTS,
     TRAINING,
-    BatchSize,
     Column,
     Dataset,
     Device,
     FusedModel,
     Json,
-    MaxLength,
     NewFolder,
     Overwrite,
     Seed,
@@ -46,40 +47,87 @@ def tune(
     dataset: Dataset = None,
     split: Split = "train",
     column: Column = None,
+    sampled: Annotated[
+        bool,
+        typer.Option(
+            "--sampled",
+            help="Without texts: on what the original language model writes itself.",
+            rich_help_panel=TEXTS,
+        ),
+    ] = False,
     target: Annotated[
         str,
-        typer.Option(help="What is to be as in the original: hidden_states or ffn_outputs.", rich_help_panel=HOW),
+        typer.Option(
+            help="What is to be as in the original: hidden_states or ffn_outputs, layer by layer, or logits, what the "
+            "head predicts.",
+            rich_help_panel=HOW,
+        ),
     ] = "hidden_states",
+    train: Annotated[
+        str,
+        typer.Option(
+            help="What trains: ffns (the fused ones), ffns+norms, body (all but embeddings and head), or all.",
+            rich_help_panel=HOW,
+        ),
+    ] = "ffns",
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the texts.", rich_help_panel=TRAINING)] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps to take instead.", show_default=False, rich_help_panel=TRAINING)
+    ] = None,
     lr: Annotated[
-        float, typer.Option(min=0, help="Learning rate of AdamW at the start.", rich_help_panel=TRAINING)
-    ] = 3e-4,
-    batch_size: BatchSize = 16,
-    max_length: MaxLength = 128,
+        float | None,
+        typer.Option(
+            min=0, help="Learning rate of AdamW.", show_default="3e-4, on logits 2e-4", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows a step.", show_default="16, on logits 8", rich_help_panel=TRAINING),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=8, help="Tokens a row, at most.", show_default="128, on logits 512", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    cache_logits: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="For an original that does not fit beside the fused model: keep that many of its likeliest tokens "
+            "(64, say) in files first.",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Tune the fused FFNs of MODEL on the original, layer by layer, and save the result in OUT.
+    """Tune the fused FFNs of MODEL on the original, layer by layer or on what it predicts, and save the result in OUT.
 
-    A tenth of the texts is held out, to measure on (more where they are few). Labels are not needed.
+    A tenth of the texts is held out, to measure on (more where they are few). Labels are not needed. What is stopped
+    goes on from its last minute when the same command is given again: until it is done, that lies in OUT.tuning.
     """
     check_device(device)
-    if (texts is None) == (dataset is None):
-        raise DataError("give --texts FILE or --dataset NAME, one of the two")
+    if sum(map(bool, (texts, dataset, sampled))) != 1:
+        raise DataError("give --texts FILE or --dataset NAME, or --sampled, one of the three")
     for place in filter(None, (teacher, fused)):
         check_output_folder(out, overwrite=overwrite, source=place)
 
     from ..data import load_tokenizer, read_texts, save_carrying
+    from ..fusion import SAMPLED
     from ..hub import check_folder, check_side_files
     from ..modeling.loading import load_fused_model, load_stock_model
     from ..training import tune_model
-    from ..training.states import TARGETS
+    from ..training.targets import check_target
+    from ..training.trained import check_trained
 
-    if target not in TARGETS:
-        raise FusionConfigError(f"target must be one of {', '.join(map(repr, TARGETS))}, not {target!r}")
-    lines = read_texts(texts or dataset or "", column=column, split=split)
+    check_target(target)
+    check_trained(train)
+    source = texts or dataset
+    lines = read_texts(source, column=column, split=split) if source else SAMPLED
     tokenizer = load_tokenizer(fused)
     check_side_files(fused)
     model: Any = load_fused_model(fused, device=device)
@@ -87,25 +135,36 @@ def tune(
     if not teacher:
         raise FusionConfigError(f"{fused} does not name the model that it was fused from: give --teacher")
     try:
-        original = load_stock_model(teacher, dtype="float32", device=device)
+        original = load_stock_model(teacher, dtype="float32", device=device if cache_logits is None else "cpu")
     except FusionConfigError as error:
         raise FusionConfigError(f"the original is not to be had; name it with --teacher: {error}") from error
     stored = model.dtype
-    result = tune_model(
-        model.float(),  # half precision loses small steps
-        original,
-        lines,
-        tokenizer,
-        target=target,
-        epochs=epochs,
-        learning_rate=lr,
-        batch_size=batch_size,
-        max_length=max_length,
-        seed=seed,
-    )
+    work = out.expanduser().absolute().with_name(f"{out.name}.tuning")
+    try:
+        result = tune_model(
+            model.float(),  # half precision loses small steps
+            original,
+            lines,
+            tokenizer,
+            target=target,
+            train=train,
+            epochs=epochs,
+            steps=steps,
+            learning_rate=lr,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            cache_logits=cache_logits,
+            work=work,
+        )
+    except KeyboardInterrupt:
+        if work.exists():
+            Console(stderr=True).print("the same command goes on from here", highlight=False)
+        raise
     with output_folder(out, overwrite=overwrite) as folder:
         save_carrying(model.to(stored), fused, folder)
         check_folder(folder)
+    shutil.rmtree(work)
     if as_json:
         typer.echo(model.fusion_report.to_json(), nl=False)
     else:
@@ -122,4 +181,12 @@ def _print(result: TuningResult, out: Path, console: Console) -> None:
     for name, error in (("mean", "mean"), ("last hidden state", "hidden_state")):
         table.add_row(name, f"{getattr(result.before, error):.3f}", f"{getattr(result.after, error):.3f}")
     console.print(table)
+    if result.divergence:
+        console.print("Divergence from the original: {:.4g} → {:.4g} nats".format(*result.divergence))
+    if result.losses:
+        original, before, after = (math.exp(min(loss, 700.0)) for loss in result.losses)
+        console.print(
+            f"Perplexity: {before:,.2f} → {after:,.2f}, {before / original:.3g} → {after / original:.3g} times the "
+            f"original's {original:,.2f}"
+        )
     console.print(f"Saved in {out}.", markup=False)

@@ -20,7 +20,7 @@ _ROUNDS = 3  # of filling masks; more bring text that is too much of the same
 _BATCH = 16
 
 
-def sample_batches(model: PreTrainedModel, rows: int = 128, *, seed: int = 0) -> list[Batch]:
+def sample_batches(model: PreTrainedModel, rows: int = 128, *, seed: int = 0, batch_size: int = _BATCH) -> list[Batch]:
     """Lets a language model write what it is then calibrated on.
 
     A causal model writes on from its first token, at temperature 1. A masked model fills rows of masks in three
@@ -30,9 +30,10 @@ def sample_batches(model: PreTrainedModel, rows: int = 128, *, seed: int = 0) ->
         model: A causal or masked language model.
         rows: Sequences of 128 tokens (or the longest that the model takes).
         seed: Seed of the sampling. The state of torch's own generator is left as it was.
+        batch_size: Sequences that are written at once.
 
     Returns:
-        Batches of `input_ids` and `attention_mask`, `[16, tokens]`.
+        Batches of `input_ids` and `attention_mask`, `[batch_size, tokens]`.
 
     Raises:
         DataError: The model writes no text: it is no causal or masked language model, or lacks the tokens for it.
@@ -48,8 +49,8 @@ def sample_batches(model: PreTrainedModel, rows: int = 128, *, seed: int = 0) ->
     progress = Progress(rows, "sampling", shorter="texts of your own need no sampling")
     with progress, evaluating(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for start in range(0, rows, _BATCH):
-            count = min(_BATCH, rows - start)
+        for start in range(0, rows, batch_size):
+            count = min(batch_size, rows - start)
             ids = (_continue if objective == "causal" else _fill)(model, count, length)
             batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
             progress.update(count)

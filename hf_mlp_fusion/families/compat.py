@@ -5,7 +5,7 @@
 - `PreTrainedModel.post_init`, which a model's `__init__` calls when its modules exist (`classes.py`);
 - `PreTrainedModel.initialize_weights` and `transformers.initialization` (`classes.py`);
 - `nn.Module._load_from_state_dict` of torch (`modules.py`);
-- `Trainer._prepare_inputs` (`training/layerwise.py`);
+- `Trainer._prepare_inputs` (`training/trainer.py`);
 - `_hf_hook`, by which accelerate marks the models that it places (`training/teacher.py`);
 - `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`neighbours.py`);
 - `transformers.modelcard.TASK_MAPPING`, the pipeline tag of each head;

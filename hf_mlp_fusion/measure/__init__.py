@@ -3,6 +3,7 @@
 May import `data`, `modeling` and what is below.
 """
 
+from .divergence import Divergence, LogitDivergence, divergence
 from .expert_load import ExpertLoad, expert_load
 from .flops import flops
 from .gradients import only_these_train
@@ -19,14 +20,17 @@ from .step import training_step
 
 __all__ = [
     "NTK",
+    "Divergence",
     "ExpertLoad",
     "LabelScores",
     "LanguageLoss",
     "Latency",
+    "LogitDivergence",
     "ModelSize",
     "NTKError",
     "OutputError",
     "compare_ntks",
+    "divergence",
     "expert_load",
     "flops",
     "kernel_bytes",

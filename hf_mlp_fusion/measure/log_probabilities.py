@@ -21,7 +21,7 @@ from ..data import (
 )
 from .scalars import sampled_log_likelihood, scalar_outputs, token_log_probabilities
 
-__all__ = ["LabelScores"]
+__all__ = ["LabelScores", "logits_head"]
 
 _PROBE = 8  # tokens that tell whether logits are what the output embeddings give
 
@@ -41,11 +41,8 @@ class LabelScores:
     def __init__(self, model: PreTrainedModel, batch: Batch) -> None:
         self.model = model
         self.objective = objective_of(model)
-        self.head: nn.Module | None = None
-        if self.objective in LANGUAGE_OBJECTIVES and "labels" in batch:
-            head = model.get_output_embeddings()
-            row = next(in_pieces([batch], 1))
-            self.head = head if head is not None and _gives_the_logits(model, head, row) else None
+        wanted = self.objective in LANGUAGE_OBJECTIVES and "labels" in batch
+        self.head = logits_head(model, batch) if wanted else None
 
     def log_probabilities(self, batch: Batch) -> Tensor:
         """The log-probabilities of the labels that count, `[labels]`, without gradients.
@@ -153,11 +150,21 @@ def _run(model: PreTrainedModel, batch: Batch, tokens: int = 1) -> tuple[Tensor,
     return states, logits
 
 
-def _gives_the_logits(model: PreTrainedModel, head: nn.Module, row: Batch) -> bool:
-    """Whether the logits are what the head returns."""
-    with torch.no_grad():
+def logits_head(model: PreTrainedModel, batch: Batch) -> nn.Module | None:
+    """The output embeddings of a language model, where its logits are what they return; None where they are not.
+
+    Args:
+        model: The model, in eval mode.
+        batch: Some of what it will be run on; its first row is run.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return None
+    row = next(in_pieces([batch], 1))
+    # Autocast would keep its copies of the weights, made here without gradients, for what is trained thereafter.
+    with torch.no_grad(), torch.autocast(next(iter(row.values())).device.type, enabled=False):
         try:
             states, logits = _run(model, row, _PROBE)
         except ValueError:  # it is called more than once, or not at all
-            return False
-        return states.dim() == 3 and torch.equal(head(states[:, :_PROBE]), logits)
+            return None
+        return head if states.dim() == 3 and torch.equal(head(states[:, :_PROBE]), logits) else None

@@ -70,10 +70,10 @@ class SkippedFFN:
 
 @dataclass(frozen=True)
 class TuningReport:
-    """A layer-wise tuning of the fused FFNs on the original (`hf_mlp_fusion.training`).
+    """A tuning of the fused model on the original (`hf_mlp_fusion.training`).
 
     Args:
-        target: What was compared, `"hidden_states"` or `"ffn_outputs"`.
+        target: What was compared, `"hidden_states"`, `"ffn_outputs"` or `"logits"`.
         teacher: Folder or Hub id of the original.
         steps: Steps of the optimizer.
         batch_size: Rows of a step.
@@ -83,6 +83,12 @@ class TuningReport:
         seconds: Wall-clock seconds.
         error_before: Mean output error of the fused FFNs on held-out texts, where it was measured.
         error_after: The same after tuning.
+        trained: What trained: `"ffns"`, the fused FFNs alone, `"ffns+norms"`, `"body"` or `"all"`.
+        divergence_before: KL(original ‖ fused) on held-out texts, in nats an item, where logits were compared.
+        divergence_after: The same after tuning.
+        loss_original: Loss of the original language model on held-out texts, in nats a token, where it was measured.
+        loss_before: That of the fused one.
+        loss_after: The same after tuning.
     """
 
     target: str
@@ -95,6 +101,12 @@ class TuningReport:
     seconds: float
     error_before: float | None = None
     error_after: float | None = None
+    trained: str = "ffns"
+    divergence_before: float | None = None
+    divergence_after: float | None = None
+    loss_original: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,7 @@ class FusionReport:
         seconds: Wall-clock seconds of the whole fusion.
         warnings: What the user was warned of.
         versions: Versions of hf_mlp_fusion, transformers and torch.
-        tuning: Each layer-wise tuning since. What the other fields say of errors is older.
+        tuning: Each tuning since. What the other fields say of errors is older.
     """
 
     recipe: dict[str, Any]

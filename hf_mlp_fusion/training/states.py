@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data import Batch, few_logits, token_mask
+from ..data import Batch, evaluating, few_logits, token_mask
+from ..measure import reduced_ffns
 from ..modeling.find import find_ffns
+from .teacher import seen_by
 
-__all__ = ["TARGETS", "State", "ffn_outputs", "hidden_states", "mean_squared_error"]
+__all__ = ["LayerwiseLoss", "State", "ffn_outputs", "hidden_states", "mean_squared_error"]
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,34 @@ def ffn_outputs(run: Callable[..., Any], model: PreTrainedModel, names: Sequence
     return [State(found[block], decoder) for block, decoder in blocks.items()]
 
 
-TARGETS: dict[str, Callable[[Callable[..., Any], PreTrainedModel, Sequence[str], Batch], list[State]]] = {
-    "hidden_states": hidden_states,
-    "ffn_outputs": ffn_outputs,
-}
-"""Targets of layer-wise tuning by name."""
+class LayerwiseLoss:
+    """The mean over layers of the mean squared error between what a fused model computes and what its teacher does.
+
+    Args:
+        states: What is compared: `hidden_states` or `ffn_outputs`.
+        fused: The fused model.
+        teacher: The original.
+    """
+
+    def __init__(
+        self,
+        states: Callable[[Callable[..., Any], PreTrainedModel, Sequence[str], Batch], list[State]],
+        fused: PreTrainedModel,
+        teacher: PreTrainedModel,
+    ) -> None:
+        self.states, self.fused, self.teacher = states, fused, teacher
+        self.names = reduced_ffns(fused)
+
+    def __call__(self, run: Callable[..., Any], batch: Batch) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            run: The fused model, or what wraps it.
+            batch: The arguments of its forward.
+        """
+        with evaluating(self.teacher):
+            wanted = self.states(self.teacher, self.teacher, self.names, seen_by(self.teacher, batch))
+        return mean_squared_error(self.states(run, self.fused, self.names, batch), wanted, batch)
 
 
 def mean_squared_error(found: Sequence[State], wanted: Sequence[State], batch: Batch) -> Tensor:

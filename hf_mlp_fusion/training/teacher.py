@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from ..data import Batch, on_device
 from ..errors import UnsupportedModelError
 from ..families import family_of
 from ..modeling.classes import FusedModelMixin
 from ..modeling.find import find_ffns
 from ..recipe import FusionSection
 
-__all__ = ["check_teacher", "is_placed"]
+__all__ = ["check_teacher", "is_placed", "seen_by"]
 
 
 def check_teacher(fused: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -62,3 +63,13 @@ def _shapes(model: PreTrainedModel, section: FusionSection) -> tuple[dict[str, t
 def is_placed(model: PreTrainedModel) -> bool:
     """Whether accelerate has spread a model over devices, memory and disk: it is not to be moved then."""
     return hasattr(model, "_hf_hook")
+
+
+def seen_by(teacher: PreTrainedModel, batch: Batch) -> Batch:
+    """A batch where a teacher can run on it.
+
+    Args:
+        teacher: The teacher.
+        batch: The batch.
+    """
+    return batch if is_placed(teacher) else on_device(batch, teacher)

@@ -16,10 +16,11 @@ from hf_mlp_fusion import FusionConfig, FusionConfigError, UnsupportedModelError
 from hf_mlp_fusion.data import with_decoder_inputs
 from hf_mlp_fusion.measure import output_error
 from hf_mlp_fusion.modeling.find import find_ffns
-from hf_mlp_fusion.training import TARGETS, LayerwiseTuningTrainer
+from hf_mlp_fusion.training import LayerwiseTuningTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_mlp_fusion.FusionWarning")
 
+LAYERWISE = ["hidden_states", "ffn_outputs"]
 FAMILIES = ["roberta", "gpt2", "switch_transformers"]
 NARROW = FusionConfig(width=16, targets="all")
 
@@ -48,7 +49,7 @@ def trainability(model):
     return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", LAYERWISE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_brings_the_fused_ffns_nearer_and_moves_nothing_else(family, target, tmp_path):
     model = tiny_model(family)
@@ -83,7 +84,7 @@ def test_it_brings_the_fused_ffns_nearer_and_moves_nothing_else(family, target, 
     assert (done.target, done.steps, done.batch_size) == (target, 18, 4)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", LAYERWISE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_where_nothing_was_lost_the_loss_is_zero(family, target, tmp_path):
     """Although both models have dropout, and Switch's routers noise, and the teacher is in training mode."""
@@ -117,7 +118,7 @@ def naive_states(model, batch, target):
     return found
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", LAYERWISE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_the_mean_over_layers_of_the_error_on_what_is_no_padding(family, target, tmp_path):
     model = tiny_model(family).double()
@@ -224,8 +225,8 @@ def test_models_that_do_not_belong_together_are_refused(student, teacher, messag
 def test_bad_arguments_are_refused(tmp_path):
     model = tiny_model("gpt2")
     fused = fuse_model(model, NARROW)
-    with pytest.raises(FusionConfigError, match="target must be one of 'hidden_states', 'ffn_outputs', not 'logits'"):
-        LayerwiseTuningTrainer(fused, tuning_arguments(tmp_path), teacher=model, target="logits")
+    with pytest.raises(FusionConfigError, match="must be one of 'hidden_states', 'ffn_outputs', 'logits', not 'x'"):
+        LayerwiseTuningTrainer(fused, tuning_arguments(tmp_path), teacher=model, target="x")
     arguments = tuning_arguments(tmp_path)
     assert arguments.n_gpu < 2
     arguments._n_gpu = 2

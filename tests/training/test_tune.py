@@ -13,7 +13,7 @@ from tiny_text import tiny_texts, tiny_tokenizer
 from hf_mlp_fusion import FusionConfig, FusionWarning, fuse_model
 from hf_mlp_fusion.cli.tune import tune
 from hf_mlp_fusion.errors import DataError
-from hf_mlp_fusion.training import tune_model
+from hf_mlp_fusion.training import TARGETS, tune_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_mlp_fusion.FusionWarning")
 
@@ -30,6 +30,20 @@ def folder(tmp_path):
         tokenizer.save_pretrained(tmp_path / name)
     (tmp_path / "texts.txt").write_text("\n".join(tiny_texts(60)))
     return tmp_path
+
+
+@pytest.mark.parametrize("family", ["roberta", "gpt2", "switch_transformers"])
+def test_logits_are_compared_in_every_language_model(family):
+    model = tiny_model(family)
+    fused = fuse_model(model, FusionConfig(width=16, targets="all"))
+    options = {"target": "logits", "steps": 3, "max_length": 12}
+    result = tune_model(fused, model, tiny_texts(60), tiny_tokenizer(family), **options)
+    assert min(result.divergence) > 0
+    original, before, after = result.losses
+    assert original != before != after
+    (done,) = fused.fusion_report.tuning
+    assert (done.loss_original, done.loss_before, done.loss_after) == result.losses
+    assert (done.steps, done.batch_size, done.learning_rate) == (3, 8, TARGETS["logits"].learning_rate)
 
 
 @pytest.mark.parametrize("family", ["roberta", "gpt2", "switch_transformers"])
@@ -101,6 +115,39 @@ def test_the_command(cli, folder):
     assert sorted(path.name for path in folder.iterdir()) == ["again", "fused", "moved", "out", "texts.txt"]
 
 
+def test_the_command_on_logits(cli, folder):
+    options = ("--target", "logits", "--train", "body", "--steps", "5", "--texts", folder / "texts.txt")
+    code, out, err = cli("tune", folder / "fused", folder / "out", *options, "--lr", "1e-3")
+    assert code == 0, err
+    assert "Divergence from the original: " in out
+    assert "times the original's" in out
+    assert "Tuned since on logits (body): 5 steps" in cli("inspect", folder / "out")[1]
+    code, out, err = cli("tune", folder / "fused", folder / "again", *options, "--lr", "1e-3", "--json")
+    assert code == 0, err
+    (done,) = json.loads(out)["tuning"]
+    (same,) = json.loads((folder / "out" / "fusion_report.json").read_text())["tuning"]
+    assert done | {"seconds": 0} == same | {"seconds": 0}
+    assert done["divergence_after"] > 0
+    assert (done["batch_size"], done["learning_rate"], done["trained"]) == (8, 1e-3, "body")
+    assert all(done[name] > 1 for name in ("loss_original", "loss_before", "loss_after"))
+    code, _, err = cli("tune", folder / "fused", folder / "written", "--sampled", *options[:6])
+    assert code == 0, err
+
+
+def test_classifiers_are_tuned_on_logits_and_harm_is_told():
+    model = tiny_model("bert", transformers.BertForSequenceClassification)
+    fused = fuse_model(model, FusionConfig(width=16))
+    options = {"target": "logits", "steps": 10, "max_length": 16}
+    with pytest.warns(FusionWarning, match=r"tuning made the divergence from the original worse, from .*: give more"):
+        result = tune_model(fused, model, tiny_texts(64), tiny_tokenizer("bert"), learning_rate=0.5, **options)
+    assert result.losses is None
+    assert result.divergence[0] < result.divergence[1]
+    (done,) = fused.fusion_report.tuning
+    assert (done.divergence_before, done.divergence_after) == result.divergence
+    with pytest.raises(DataError, match="writes no text"):
+        tune_model(fused, model, "sampled", tiny_tokenizer("bert"), **options)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -110,7 +157,9 @@ def test_the_command(cli, folder):
         (["fused", "stock", "--texts", "texts.txt"], "is not empty"),
         (["stock", "out", "--texts", "texts.txt"], "is not fused"),
         (["fused", "out", "--texts", "texts.txt", "--teacher", "fused"], "is fused already"),
-        (["fused", "out", "--texts", "texts.txt", "--target", "logits"], "target must be one of"),
+        (["fused", "out", "--texts", "texts.txt", "--train", "magic"], "train must be one of"),
+        (["fused", "out", "--texts", "texts.txt", "--sampled"], "give --texts FILE or --dataset NAME, or --sampled"),
+        (["fused", "out", "--texts", "texts.txt", "--target", "magic"], "target must be one of"),
         (["fused", "out", "--texts", "none.txt"], "none.txt"),
     ],
 )
@@ -126,5 +175,5 @@ def test_errors_are_one_line_and_leave_nothing(cli, folder, monkeypatch, argumen
 def test_the_command_has_the_defaults_of_the_function():
     options, parameters = (inspect.signature(function).parameters for function in (tune, tune_model))
     names = {"lr": "learning_rate"}
-    for name in ("target", "epochs", "lr", "batch_size", "max_length", "seed"):
+    for name in ("target", "train", "epochs", "steps", "lr", "batch_size", "max_length", "seed"):
         assert options[name].default == parameters[names.get(name, name)].default, name
