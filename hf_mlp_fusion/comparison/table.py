@@ -34,6 +34,11 @@ _TITLES = {
     "prune": "magnitude pruning",
     "ntk_sap": "NTK-SAP",
     "layer_drop": "every second layer",
+    "flap": "FLAP",
+    "wanda": "Wanda, structured",
+    "compact": "COMPACT (FFNs)",
+    "sdmprune": "SDMPrune",
+    "nirvana": "NIRVANA (FFNs)",
 }
 
 
