@@ -3,6 +3,8 @@
 May import `data`, `modeling` and what is below.
 """
 
+from .displacement import Displacement
+from .dynamics import Dynamics, dynamics
 from .expert_load import ExpertLoad, expert_load
 from .flops import flops
 from .language import LanguageLoss, language_loss
@@ -17,6 +19,8 @@ from .step import training_step
 
 __all__ = [
     "NTK",
+    "Displacement",
+    "Dynamics",
     "ExpertLoad",
     "LanguageLoss",
     "Latency",
@@ -24,6 +28,7 @@ __all__ = [
     "NTKError",
     "OutputError",
     "compare_ntks",
+    "dynamics",
     "expert_load",
     "flops",
     "kernel_bytes",
