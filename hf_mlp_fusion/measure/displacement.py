@@ -106,5 +106,4 @@ def displacements(
 
 def _copied(weights: FFNWeights) -> FFNWeights:
     """The weights, no longer views of a model's tensors."""
-    parts = {name: None if part is None else part.clone() for name, part in vars(weights).items()}
-    return FFNWeights(**parts)
+    return replace(weights, **{name: part.clone() for name, part in vars(weights).items() if part is not None})

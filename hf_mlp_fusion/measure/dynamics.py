@@ -30,7 +30,7 @@ class Dynamics:
         original_displacements: The same in the original.
         losses: The fused model's loss before each step.
         original_losses: The original's.
-        critical_rate: The rate at which a step along Adam's direction raises the fused model's loss of fresh rows.
+        critical_rate: The rate at which the fused model's loss of fresh rows turns up along Adam's direction.
         original_critical_rate: The original's.
     """
 

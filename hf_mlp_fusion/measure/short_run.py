@@ -18,8 +18,7 @@ __all__ = ["critical_rate", "trained"]
 
 _CLIP = 1.0  # Trainer's `max_grad_norm`
 _DIRECTION = 8  # minibatches that Adam's direction is of
-_FIRST, _LEAST, _LARGEST = 1e-4, 1e-8, 1.0  # rates where the search starts, and where it gives up
-_HALVINGS = 4  # of the last interval, on a logarithmic scale: within 2^(1/16), 4 %
+_FIRST, _LEAST, _LARGEST = 1e-5, 1e-9, 1.0  # rates where the search starts, and where it gives up
 
 
 def trained(
@@ -46,10 +45,11 @@ def trained(
 
 
 def critical_rate(model: PreTrainedModel, batches: Sequence[Batch], fresh: Batch, seed: int = 0) -> float:
-    """The smallest rate at which a step along Adam's direction raises the loss of fresh rows (arXiv 2601.16979).
+    """The rate at which the loss of fresh rows turns up along Adam's own direction (after arXiv 2601.16979).
 
-    The direction is Adam's after up to eight minibatches at the weights as they are. The rate is doubled or halved
-    until it is between two that differ by 2, and then halved in between, in some ten forwards without dropout.
+    The direction is Adam's after up to eight minibatches at the weights as they are. The rate is doubled (or halved,
+    where the loss rises at once) until the loss is lowest, and that place searched for more closely: some twenty
+    forwards without dropout. The paper's rate, at which the loss is back where it was, is twice that on a parabola.
 
     Args:
         model: The model. It and the random states stay as they are.
@@ -58,8 +58,10 @@ def critical_rate(model: PreTrainedModel, batches: Sequence[Batch], fresh: Batch
         seed: Of the dropout in the minibatches.
 
     Returns:
-        The rate, within 4 %; 0 where the loss rises from the start, infinity where it never does.
+        The rate, within 5 % or so; 0 where the loss rises from the start, infinity where it never does.
     """
+    from scipy.optimize import minimize_scalar
+
     moved = copy.deepcopy(model)
     parameters = [parameter for parameter in moved.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
@@ -76,20 +78,25 @@ def critical_rate(model: PreTrainedModel, batches: Sequence[Batch], fresh: Batch
         with evaluating(moved), run_on("the fresh rows"):
             for parameter, start, step in zip(parameters, before, direction, strict=True):
                 parameter.copy_(start + rate * step)
-            return float(_loss(moved, fresh))
+            value = float(_loss(moved, fresh))
+        return value if math.isfinite(value) else math.inf
 
-    start = loss(0.0)
     rate = _FIRST
-    rises = not loss(rate) <= start  # also where it is no number
-    while rises == (not loss(rate / 2 if rises else 2 * rate) <= start):
-        rate = rate / 2 if rises else 2 * rate
-        if not _LEAST <= rate <= _LARGEST:
-            return 0.0 if rises else math.inf
-    low, high = (rate / 2, rate) if rises else (rate, 2 * rate)
-    for _ in range(_HALVINGS):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if loss(middle) <= start else (low, middle)
-    return math.sqrt(low * high)
+    found = loss(rate)
+    if found < (start := loss(0.0)):
+        while (following := loss(2 * rate)) < found:
+            rate, found = 2 * rate, following
+            if rate > _LARGEST:
+                return math.inf
+    else:
+        while found >= start:
+            rate = rate / 2
+            if rate < _LEAST:
+                return 0.0
+            found = loss(rate)
+    bounds = (math.log(rate / 2), math.log(2 * rate))
+    lowest = minimize_scalar(lambda x: loss(math.exp(x)), bounds=bounds, method="bounded", options={"xatol": 0.05})
+    return math.exp(lowest.x)
 
 
 def _adam(model: PreTrainedModel, learning_rate: float) -> torch.optim.Optimizer:

@@ -187,11 +187,11 @@ class Line(transformers.PreTrainedModel):
         return ModelOutput(loss=[(w - 0.01).square(), -w, w][int(input_ids[0, 0])])
 
 
-@pytest.mark.parametrize(("fresh", "expected"), [(0, 0.02), (1, math.inf), (2, 0.0)])
+@pytest.mark.parametrize(("fresh", "expected"), [(0, 0.01), (1, math.inf), (2, 0.0)])
 def test_the_critical_rate_of_a_line(fresh, expected):
-    """Adam's step is the rate; the parabola's loss is back at its start twice as far as its lowest point."""
+    """Adam's step is the rate: it ends at the parabola's lowest point, goes down for ever, or up."""
     model = Line(transformers.PreTrainedConfig())
     batches = [{"input_ids": torch.tensor([[choice]])} for choice in (0, fresh)]
-    assert critical_rate(model, batches[:1] * 3, batches[1]) == pytest.approx(expected, rel=0.045)
+    assert critical_rate(model, batches[:1] * 3, batches[1]) == pytest.approx(expected, rel=0.05)
     assert model.weight == 0
     assert model.weight.grad is None
