@@ -37,7 +37,7 @@ def trained(
     """
     pupil = copy.deepcopy(model)
     losses = []
-    with _random_states(model, seed):
+    with _random_states(seed):
         optimizer = _adam(pupil, learning_rate)
         for number, batch in enumerate(batches, 1):
             losses.append(_step(pupil, optimizer, batch, f"batch {number}"))
@@ -65,7 +65,7 @@ def critical_rate(model: PreTrainedModel, batches: Sequence[Batch], fresh: Batch
     moved = copy.deepcopy(model)
     parameters = [parameter for parameter in moved.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
-    with _random_states(model, seed):
+    with _random_states(seed):
         optimizer = _adam(moved, 0.0)
         for number, batch in enumerate(batches[:_DIRECTION], 1):
             if number == len(batches[:_DIRECTION]):
@@ -124,9 +124,9 @@ def _loss(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 @contextlib.contextmanager
-def _random_states(model: PreTrainedModel, seed: int) -> Iterator[None]:
+def _random_states(seed: int) -> Iterator[None]:
     """Seeds what dropout draws from, and leaves it as it was."""
-    devices = [model.device] if model.device.type == "cuda" else []
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
