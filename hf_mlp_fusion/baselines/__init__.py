@@ -1,4 +1,4 @@
-"""The rivals that the paper compares with, behind one interface.
+"""The rivals that the paper compares with, and newer ones, behind one interface.
 
 May import `fusion`, `modeling`, `data` and what is below. A method is one small file and one line here.
 """
@@ -17,13 +17,19 @@ from ..errors import FusionConfigError
 from ..fusion import SAMPLED, check_reducible, fuse_model, reduce_ffns
 from ..recipe import FusionConfig, check_recipe
 from .cluster import CLUSTER
+from .compact import COMPACT
+from .flap import FLAP
 from .layer_drop import drop_layers
 from .mmd import MMD
+from .nirvana import NIRVANA
 from .ntk_sap import NTK_SAP
 from .prune import PRUNE
 from .reap import drop_experts
+from .scored import check_data
+from .sdmprune import SDMPRUNE
 from .sketch import SKETCH
 from .svd import SVD
+from .wanda import WANDA
 
 __all__ = ["METHODS", "reduce_model"]
 
@@ -43,8 +49,7 @@ def _fusion(**fields: str) -> Reduce:
 
 def _calibrated(data: str | None = None, **fields: str) -> Reduce:
     def reduce(model: PreTrainedModel, config: FusionConfig, calibration: Any) -> Any:
-        if data is None and calibration is None:
-            raise FusionConfigError("this method needs calibration data: pass calibration=")
+        check_data(data or calibration)
         return fuse_model(model, replace(config, **fields), calibration=data or calibration)  # type: ignore[arg-type]
 
     return reduce
@@ -73,11 +78,17 @@ METHODS: dict[str, Reduce] = {
     "ntk_sap": _data_free(functools.partial(reduce_ffns, method=NTK_SAP)),
     "layer_drop": _data_free(drop_layers),
     "reap": drop_experts,
+    "flap": FLAP,
+    "wanda": WANDA,
+    "compact": COMPACT,
+    "sdmprune": SDMPRUNE,
+    "nirvana": NIRVANA,
 }
 """Methods by name. `fusion` clusters as the recipe says and `fusion_kmeans` as the paper does, both without data.
 `fusion_calibrated` is the default with calibration data (`_raw`: without the NTK match; `_auto`: widths searched for),
 `fusion_sampled` the same on what the model writes itself; `fusion_bias` and `fusion_output` refit clusters. The others
-are the paper's rivals, and `reap`, which drops whole experts of mixtures."""
+are rivals: the paper's, without data; `flap`, `wanda`, `compact`, `sdmprune` and `nirvana`, newer ones that score
+units on the rows that `fusion_calibrated` uses; and `reap`, which drops whole experts of mixtures."""
 
 
 @plain_context()

@@ -35,6 +35,11 @@ _TITLES = {
     "ntk_sap": "NTK-SAP",
     "layer_drop": "every second layer",
     "reap": "fewer experts (REAP)",
+    "flap": "FLAP",
+    "wanda": "Wanda, structured",
+    "compact": "COMPACT (FFNs)",
+    "sdmprune": "SDMPrune",
+    "nirvana": "NIRVANA (FFNs)",
 }
 
 

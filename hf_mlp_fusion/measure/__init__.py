@@ -3,7 +3,9 @@
 May import `data`, `modeling` and what is below.
 """
 
+from .displacement import Displacement
 from .divergence import Divergence, LogitDivergence, divergence
+from .dynamics import Dynamics, dynamics
 from .expert_load import ExpertLoad, expert_load
 from .flops import flops
 from .gradients import only_these_train
@@ -20,7 +22,9 @@ from .step import training_step
 
 __all__ = [
     "NTK",
+    "Displacement",
     "Divergence",
+    "Dynamics",
     "ExpertLoad",
     "LabelScores",
     "LanguageLoss",
@@ -31,6 +35,7 @@ __all__ = [
     "OutputError",
     "compare_ntks",
     "divergence",
+    "dynamics",
     "expert_load",
     "flops",
     "kernel_bytes",

@@ -22,7 +22,10 @@ AUTO = {"bert": "AutoModelForMaskedLM", "gpt2": "AutoModelForCausalLM"}
 AUTO["switch_transformers"] = "AutoModelForSeq2SeqLM"
 DATA_FREE = ["fusion", "fusion_kmeans", "cluster", "svd", "sketch", "mmd", "prune", "ntk_sap", "layer_drop"]
 FFN_WISE = [name for name in DATA_FREE if name != "layer_drop"]
-CALIBRATED = [name for name in METHODS if name not in (*DATA_FREE, "reap")]  # which is for mixtures: test_reap.py
+SCORED = ["flap", "wanda", "compact", "sdmprune", "nirvana"]  # test_scored.py
+CALIBRATED = [
+    name for name in METHODS if name not in (*DATA_FREE, *SCORED, "reap")
+]  # which is for mixtures: test_reap.py
 CASES = [(method, family) for method in FFN_WISE for family in FAMILIES]
 CASES += [("layer_drop", "bert"), ("layer_drop", "gpt2")]
 

@@ -1,0 +1,125 @@
+"""How fused models of a usual size train beside their originals: P, √P and P folded, kernels matched and not.
+
+Usage: python tests/benchmarks/dynamics.py DATA [--models real-models] [--device cuda] [--steps 16] [--rates 2e-5].
+DATA is a folder with `cola/train.parquet` (sentence, label) and `webnlg/train.parquet` (triples, references). Of MPNet
+with a new head for CoLA the last 8 of 12 FFNs are fused to a quarter, of SmolLM2 on WebNLG all to one half. Prints a
+table of each in Markdown: how far W1 and W2 move an FFN as multiples of the unfused model's, on rows held out; the
+mean gap of the loss curves; the critical rate.
+"""
+
+import argparse
+import copy
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pandas
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from hf_mlp_fusion import FusionConfig, FusionWarning, calibrate_ntk, fuse_model
+from hf_mlp_fusion.measure import dynamics
+from hf_mlp_fusion.modeling.find import find_ffns
+
+CALIBRATION, BATCH = 512, 32  # rows
+FORMS = {"P": 1.0, "√P": 0.5, "P folded": 0.0}
+
+
+@torch.no_grad()
+def with_p(fused, power):
+    """A copy with P to a power and the rest of it in the down projection: the same function. It cannot be saved."""
+    changed = copy.deepcopy(fused)
+    for ffn in find_ffns(changed):
+        if ffn.is_fused:
+            weights, sizes = ffn.read(), ffn.scaling.cluster_sizes.float()
+            ffn.write(ffn.tensors(replace(weights, down=weights.down * sizes ** (1 - power))))
+            ffn.scaling.cluster_sizes = sizes**power
+    return changed
+
+
+def mpnet(folder, data, device):
+    """The model with a new head, rows to calibrate on, and labelled batches."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    table = pandas.read_parquet(data / "cola" / "train.parquet").sample(frac=1, random_state=0)
+
+    def batches(rows):
+        for start in range(0, len(rows), BATCH):
+            part = rows.iloc[start : start + BATCH]
+            batch = tokenizer(list(part.sentence), padding=True, truncation=True, max_length=64, return_tensors="pt")
+            yield {**batch, "labels": torch.tensor(part.label.to_numpy())}
+
+    return model.to(device).eval(), *both(batches, table), FusionConfig(width=0.25, layers="last:8", ntk="none")
+
+
+def smollm2(folder, data, device):
+    """The same of a language model that writes a sentence for triples."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    table = pandas.read_parquet(data / "webnlg" / "train.parquet").sample(frac=1, random_state=0)
+
+    def batches(rows):
+        for start in range(0, len(rows), BATCH // 2):
+            found = []
+            for _, row in rows.iloc[start : start + BATCH // 2].iterrows():
+                prompt = tokenizer("; ".join(row.triples) + " =>")["input_ids"][-90:]
+                answer = tokenizer(f" {row.references[0]}{tokenizer.eos_token}")["input_ids"][:60]
+                found.append((prompt + answer, [-100] * len(prompt) + answer))
+            longest = max(len(ids) for ids, _ in found)
+            fills = [longest - len(ids) for ids, _ in found]
+            yield {
+                "input_ids": torch.tensor([ids + [0] * fill for (ids, _), fill in zip(found, fills, strict=True)]),
+                "attention_mask": torch.tensor([[1] * (longest - fill) + [0] * fill for fill in fills]),
+                "labels": torch.tensor(
+                    [labels + [-100] * fill for (_, labels), fill in zip(found, fills, strict=True)]
+                ),
+            }
+
+    return model.to(device).eval(), *both(batches, table), FusionConfig(width=0.5, ntk="none")
+
+
+def both(batches, table):
+    """Rows to calibrate on, unlabelled, and labelled batches of others."""
+    calibration = [
+        {name: tensor for name, tensor in batch.items() if name != "labels"}
+        for batch in batches(table.iloc[:CALIBRATION])
+    ]
+    return calibration, batches(table.iloc[CALIBRATION:])
+
+
+def measure(title, subject, arguments):
+    """Prints the table of a model."""
+    started = time.perf_counter()
+    model, calibration, training, config = subject
+    batches = [next(training) for _ in range(arguments.steps + 1)]
+    fused = fuse_model(model, config, calibration=calibration)
+    forms = {name: with_p(fused, power) for name, power in FORMS.items()}
+    calibrate_ntk(fused, model, batches[:1])
+    forms = {"P, kernels matched": fused, **forms}
+    print(f"\n{title}, {arguments.steps} steps (fused in {time.perf_counter() - started:.0f} s)\n")
+    print("| form | rate | W1 | W2 | loss gap | critical rate | unfused | seconds |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    for rate in arguments.rates:
+        for name, form in forms.items():
+            started = time.perf_counter()
+            found = dynamics(model, form, batches, learning_rate=rate)
+            moved = f"{found.inner:.2f} | {found.outer:.2f} | {found.loss_gap:.4f}"
+            critical = f"{found.critical_rate:.2g} | {found.original_critical_rate:.2g}"
+            seconds = time.perf_counter() - started
+            print(f"| {name} | {rate:g} | {moved} | {critical} | {seconds:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("real-models"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--rates", nargs="+", type=float, default=[2e-5, 1e-4])
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", FusionWarning)
+    models, data = arguments.models, arguments.data
+    measure("MPNet, CoLA", mpnet(models / "all-mpnet-base-v2", data, arguments.device), arguments)
+    measure("SmolLM2, WebNLG", smollm2(models / "smollm2-135m-instruct", data, arguments.device), arguments)
