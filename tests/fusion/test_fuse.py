@@ -188,7 +188,7 @@ def test_narrow_widths_warn(width):
 def test_a_quarter_at_the_hidden_size_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fuse_model(tiny_model("gpt2"), CONFIG)
+        fuse_model(tiny_model("bert"), CONFIG)
 
 
 def test_nan_weights_are_refused():
