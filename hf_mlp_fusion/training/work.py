@@ -99,7 +99,7 @@ def open_work(place: str | Path | None) -> Iterator[Work]:
         The folder. What was not worth keeping is gone after an error; what is done, the caller clears away.
 
     Raises:
-        FusionConfigError: Another run is at work in it.
+        FusionConfigError: Another run is at work in it, or it holds something else.
     """
     if place is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -107,6 +107,11 @@ def open_work(place: str | Path | None) -> Iterator[Work]:
         return
     work = Work(Path(place), kept=True)
     work.folder.mkdir(parents=True, exist_ok=True)
+    found = {path.name for path in work.folder.iterdir()}
+    if found and found.isdisjoint((_RUN, _TEXTS, _LOCK)):  # it will be deleted
+        raise FusionConfigError(
+            f"{place} is not empty, and holds no tuning: name another folder, or move what is in it"
+        )
     lock = FileLock(work.folder / _LOCK)
     try:
         lock.acquire(blocking=False)

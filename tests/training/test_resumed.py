@@ -98,6 +98,10 @@ def test_what_is_not_worth_keeping_is_cleared_away(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tune_model(fused, model, tiny_texts(60), tokenizer, work=tmp_path / "work", **OPTIONS)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(FusionConfigError, match="is not empty, and holds no tuning"):
+        tune_model(fused, model, tiny_texts(60), tokenizer, work=tmp_path, **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.usefixtures("checkpoints")
@@ -127,24 +131,48 @@ main()
 """
 
 
-def test_a_command_that_was_killed_goes_on(cli, tmp_path):
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a stock model, what fusion made of it, and texts."""
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer("gpt2")
     model.save_pretrained(tmp_path / "stock")
-    fuse_model(type(model).from_pretrained(tmp_path / "stock"), FusionConfig(width=16)).save_pretrained(
-        tmp_path / "fused"
-    )
+    model = type(model).from_pretrained(tmp_path / "stock")
+    fuse_model(model, FusionConfig(width=16)).save_pretrained(tmp_path / "fused")
     for name in ("stock", "fused"):
         tokenizer.save_pretrained(tmp_path / name)
     (tmp_path / "texts.txt").write_text("\n".join(tiny_texts(60)))
-    options = ["--texts", tmp_path / "texts.txt", "--target", "logits", "--batch-size", "2", "--max-length", "12"]
-    code, _, err = cli("tune", tmp_path / "fused", tmp_path / "whole", *options, "--steps", "60")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("checkpoints")
+def test_a_command_that_is_stopped_says_how_it_goes_on(cli, folder, monkeypatch):
+    stop_at(monkeypatch, 3)
+    command = ("tune", folder / "fused", folder / "out", "--texts", folder / "texts.txt", "--batch-size", "2")
+    code, _, err = cli(*command)
+    assert code == 130
+    assert "the same command goes on from here" in err
+    assert "stopped; nothing was left half-written" in err
+    assert (folder / "out.tuning" / "checkpoint-2").is_dir()
+    code, _, err = cli(*command, "--seed", "1")
+    assert code == 1
+    assert (
+        "out.tuning holds a tuning that was stopped and had other seed: repeat that one, or delete the folder" in err
+    )
+    code, _, err = cli(*command)
     assert code == 0, err
-    command = ["tune", tmp_path / "fused", tmp_path / "out", *options, "--steps", "60"]
+    assert sorted(path.name for path in folder.iterdir()) == ["fused", "out", "stock", "texts.txt"]
+
+
+def test_a_command_that_was_killed_goes_on(cli, folder):
+    options = ["--texts", folder / "texts.txt", "--target", "logits", "--batch-size", "2", "--max-length", "12"]
+    code, _, err = cli("tune", folder / "fused", folder / "whole", *options, "--steps", "60")
+    assert code == 0, err
+    command = ["tune", folder / "fused", folder / "out", *options, "--steps", "60"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, *map(str, command)], env=environment, stderr=subprocess.DEVNULL
     )
-    place = tmp_path / "out.tuning"
+    place = folder / "out.tuning"
     while not saved(place) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -153,9 +181,9 @@ def test_a_command_that_was_killed_goes_on(cli, tmp_path):
     code, out, err = cli(*command)
     assert code == 0, err
     assert "Perplexity" in out
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out")]
+    weights = [load_file(folder / name / "model.safetensors") for name in ("whole", "out")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fused", "out", "stock", "texts.txt", "whole"]
+    assert sorted(path.name for path in folder.iterdir()) == ["fused", "out", "stock", "texts.txt", "whole"]
 
 
 def saved(place: Path) -> bool:
