@@ -94,14 +94,14 @@ def _at_activations(stack: Any, implementation: str | None, gate: Callable[..., 
     def own_gate(rows: Tensor) -> Tensor:  # which has no s1
         stock: Any = stock_mlp_class(type(stack))
         hidden: Tensor = stock._apply_gate(stack, rows)
-        return hidden * scaling(hidden.dtype)[0][heard.experts]
+        return hidden * scaling(hidden.dtype)[0].index_select(0, heard.experts)
 
     def ungated(rows: Tensor) -> Tensor:
         factor, inner = scaling(rows.dtype)
         if inner is not None:
-            rows = rows * inner[heard.experts]
+            rows = rows * inner.index_select(0, heard.experts)
         hidden: Tensor = activation(rows)  # type: ignore[misc]
-        return hidden * factor[heard.experts]
+        return hidden * factor.index_select(0, heard.experts)
 
     def plain_gate(rows: Tensor) -> Tensor:
         return gate(rows, *scaling(rows.dtype), heard.experts, activation)

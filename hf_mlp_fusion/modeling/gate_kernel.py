@@ -36,8 +36,8 @@ def gated(rows: Tensor, factor: Tensor, inner: Tensor | None, experts: Tensor, a
     """
     gate, up = rows.chunk(2, dim=-1)
     if inner is not None:
-        gate = gate * inner[experts]
-    return activation(gate) * up * factor[experts]
+        gate = gate * inner.index_select(0, experts)
+    return activation(gate) * up * factor.index_select(0, experts)
 
 
 def gated_in_one(
