@@ -119,7 +119,7 @@ def _no_data(model: PreTrainedModel, ffns: Sequence[FFN]) -> str | None:
         return None
     return (
         "fused without calibration data, which ruins causal and gated models (SmolLM2-135M at half of its width: "
-        "perplexity times 15,600; with data 1.9): pass calibration= (on the command line --texts or --sampled)"
+        "perplexity times 18,000; with data 2): pass calibration= (on the command line --texts or --sampled)"
     )
 
 

@@ -156,7 +156,14 @@ def test_one_bar_goes_over_all_stages_and_ends_full(monkeypatch):
     (bar,) = shown  # one, over everything
     assert bar["n"] == bar["total"]
     titles = [title for title in bar["titles"] if title != "Fusing"]
-    expected = ["Fusing (kernels)", "Fusing (metric)", "Fusing (fusion)", "Fusing (moments)", "Fusing (fusion)", "Fusing (kernels)"]
+    expected = [
+        "Fusing (kernels)",
+        "Fusing (metric)",
+        "Fusing (fusion)",
+        "Fusing (moments)",
+        "Fusing (fusion)",
+        "Fusing (kernels)",
+    ]
     assert titles == expected
 
 
