@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,4 +142,10 @@ def test_calibrated_fusion_keeps_the_targets(real_model_path):
         config = FusionConfig(layers=layers, ntk="none")
         fused = fuse_model(model, config, calibration=calibration, tokenizer=tokenizer)
         held = make_batches(model, tokenizer, held_texts, samples=96)
-        assert language_loss(fused, held).loss < language_loss(model, held).loss + most, name
+        lost = language_loss(fused, held).loss - language_loss(model, held).loss
+        assert lost < most, name
+        if name == "gpt2-mini":  # searched by the output's error, widths lost 0.03 more than even ones
+            searched = fuse_model(
+                model, replace(config, width="auto:0.25"), calibration=calibration, tokenizer=tokenizer
+            )
+            assert language_loss(searched, held).loss - language_loss(model, held).loss < lost

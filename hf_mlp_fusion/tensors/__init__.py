@@ -10,7 +10,7 @@ from .low_rank import LowRankLinear
 from .moments import Moments, MomentSums
 from .reduction import FFNWeights, Fusion, fuse_weights, select_units
 from .refit import RIDGE, cholesky, ridge_refit
-from .selection import Elimination, assign_units, eliminate, obs_select
+from .selection import Elimination, assign_units, eliminate
 
 __all__ = [
     "CLUSTERINGS",
@@ -30,7 +30,6 @@ __all__ = [
     "even_cluster_sizes",
     "fuse_weights",
     "inertia",
-    "obs_select",
     "ridge_refit",
     "select_units",
 ]

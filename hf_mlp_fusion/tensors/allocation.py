@@ -16,7 +16,7 @@ def allocate_widths(
     """Greedy knapsack: starting from the narrowest, `step` units at a time go where they lower the error most.
 
     Args:
-        rises: Of each FFN the rise of its squared error after 0, 1, ... drops (`obs_select`), in one unit. The last
+        rises: Of each FFN the rise of its squared error after 0, 1, ... drops (`eliminate`), in one unit. The last
             entry belongs to the narrowest width that the FFN may have.
         full: Of each FFN the full width.
         budget: Hidden units of all FFNs together.

@@ -12,7 +12,7 @@ from torch import Tensor
 from .moments import Moments
 from .refit import RIDGE, cholesky
 
-__all__ = ["Elimination", "assign_units", "eliminate", "obs_select"]
+__all__ = ["Elimination", "assign_units", "eliminate"]
 
 # Units dropped between two updates of the whole matrices: spares memory traffic, changes no result.
 _BLOCK = 64
@@ -41,25 +41,6 @@ class Elimination:
         left = torch.ones(self.width, dtype=torch.bool, device=self.order.device)
         left[self.order[: self.width - k]] = False
         return left.nonzero()[:, 0]
-
-
-def obs_select(
-    moments: Moments, k: int, *, ridge: float = RIDGE, metric: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Optimal brain surgeon on whole hidden units, the output weights refitted after each.
-
-    Args:
-        moments: Of all I units.
-        k: Units to keep, 1 to I.
-        ridge: Damping relative to the mean diagonal of the Gram matrix.
-        metric: As `eliminate` takes it.
-
-    Returns:
-        Indices of the kept units, ascending, `[k]`, int64; and the rise of the squared error over the full width's
-        after 0, 1, ... drops, `[I - k + 1]`, float64.
-    """
-    found = eliminate([moments], k, ridge=ridge, metrics=[metric])[0]
-    return found.kept(k), found.rise
 
 
 def eliminate(

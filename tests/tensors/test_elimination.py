@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_refit import draw, moments_of, sizes
+from test_refit import draw, moments_of, obs_select, sizes
 
-from hf_mlp_fusion.tensors import eliminate, obs_select
+from hf_mlp_fusion.tensors import eliminate
 
 
 @settings(deadline=None)
@@ -52,6 +52,6 @@ def test_what_the_metric_does_not_see_costs_nothing():
     moments = moments_of(hidden, hidden @ down.T, centred=False)
     blind = torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
     assert obs_select(moments, 2)[0].tolist() == [2, 3]
-    kept, rise = obs_select(moments, 2, metric=blind)
+    kept, rise = obs_select(moments, 2, metrics=[blind])
     assert kept.tolist() == [0, 1]
     assert float(rise[-1]) < 1e-6

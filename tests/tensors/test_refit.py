@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 
 from hf_mlp_fusion.tensors.moments import Moments, MomentSums
 from hf_mlp_fusion.tensors.refit import cholesky, ridge_refit
-from hf_mlp_fusion.tensors.selection import assign_units, obs_select
+from hf_mlp_fusion.tensors.selection import assign_units, eliminate
 
 sizes = {"tokens": st.integers(12, 60), "units": st.integers(2, 9), "d": st.integers(1, 5), "seed": st.integers(0, 99)}
+
+
+def obs_select(moments, k, **options):
+    """The units that are kept, and the rise of the error."""
+    found = eliminate([moments], k, **options)[0]
+    return found.kept(k), found.rise
 
 
 def draw(tokens, units, d, seed, rank=None):
