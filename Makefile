@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not real and not every"
 
-# Every family, and every head of it, not one of each kind alone: some minutes more.
+# Every family, and every head of it, not one of each kind alone, and what takes long: some minutes more.
 test-every: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m "every and not real"
 

@@ -27,6 +27,7 @@ metric_list: [{{metric: acc}}]
 """
 
 
+@pytest.mark.every
 def test_lm_eval_sees_the_fused_model(tmp_path):
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'lm_eval[hf]'")
     model, tokenizer = fuse_model(tiny_model("gpt2"), FusionConfig(width=16)), tiny_tokenizer("gpt2")

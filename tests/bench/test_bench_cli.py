@@ -86,6 +86,7 @@ def test_no_lines(cli, tmp_path):
     assert "there is no file" in err
 
 
+@pytest.mark.every
 def test_cost(cli, places):
     code, out, _ = cli("bench", "cost", places / "gpt2", "--width", 16, "--batch-size", 2, "--max-length", 8, "--json")
     assert code == 0

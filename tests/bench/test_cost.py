@@ -5,7 +5,7 @@ from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
 from hf_mlp_fusion.bench.cost import random_model, step_costs
 
 
-@pytest.mark.parametrize("family", ["roberta", "gpt2", "switch_transformers"])
+@pytest.mark.parametrize("family", ["roberta", "gpt2", pytest.param("switch_transformers", marks=pytest.mark.every)])
 def test_a_step_of_the_three_forms(family, tmp_path):
     tiny_model(family).config.save_pretrained(tmp_path)
     recipe = FusionConfig(width=16)

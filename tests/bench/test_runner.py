@@ -88,6 +88,7 @@ def test_runs_that_are_there_are_not_run_again(places, tmp_path):
     assert job(places, recipe=FusionConfig(width=32)).line(1e-3).key in done
 
 
+@pytest.mark.every
 def test_processes_give_what_one_gives(places):
     jobs = jobs_of(places, ["unfused", "fusion"])
     key = lambda line: line.key  # noqa: E731

@@ -46,7 +46,7 @@ def run(megabytes, *arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
 
 
-@pytest.mark.parametrize("megabytes", [600, 200])
+@pytest.mark.parametrize("megabytes", [pytest.param(600, marks=pytest.mark.every), 200])
 def test_an_address_space_that_is_too_small_gives_one_line(model_path, tmp_path, megabytes):
     out = tmp_path / "out"
     done = run(megabytes, "fuse", model_path, out, "--texts", model_path / "texts.txt", "--width", "32")

@@ -50,7 +50,14 @@ def subject(folder, family="gpt2", **kwargs):
     return load_subject(folder(family), tiny_texts(80), samples=4, **kwargs)
 
 
-@pytest.mark.parametrize("family", ["roberta", "gpt2", pytest.param("switch_transformers", marks=pytest.mark.every)])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param("roberta", marks=pytest.mark.every),
+        "gpt2",
+        pytest.param("switch_transformers", marks=pytest.mark.every),
+    ],
+)
 def test_every_method_gets_a_row(folder, family, tmp_path):
     rows = list(compare(subject(folder, family), CONFIG, METHODS, tmp_path))
     assert [row.method for row in rows] == ["original", *METHODS]

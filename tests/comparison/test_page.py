@@ -182,6 +182,7 @@ def test_the_verbs(folder, tmp_path, monkeypatch):
     assert "--texts FILE or --dataset NAME" in str(result.exception)
 
 
+@pytest.mark.every
 def test_compare_from_the_command_line(tmp_path):
     from conftest import tiny_model
     from tiny_text import tiny_texts, tiny_tokenizer

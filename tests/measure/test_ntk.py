@@ -87,7 +87,7 @@ def test_the_kernel_of_a_regression_is_that_of_its_number():
     assert measured.norm() > 0
 
 
-@pytest.mark.parametrize("family", ["gpt2", "roberta", "switch_transformers"])
+@pytest.mark.parametrize("family", ["gpt2", "roberta", pytest.param("switch_transformers", marks=pytest.mark.every)])
 def test_chunks_change_nothing(family):
     model = tiny_model(family).double()
     batches = batches_for(model, family)

@@ -44,7 +44,7 @@ def checkpoints(monkeypatch):
 
 
 @pytest.mark.usefixtures("checkpoints")
-@pytest.mark.parametrize("family", ["gpt2", "roberta"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("roberta", marks=pytest.mark.every)])
 @pytest.mark.parametrize("stop", [3, 9])
 def test_the_result_is_the_same_bit_for_bit(family, stop, tmp_path, monkeypatch, caplog):
     model, tokenizer = tiny_model(family), tiny_tokenizer(family)

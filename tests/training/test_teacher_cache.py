@@ -60,7 +60,7 @@ def test_the_divergence_is_over_likely_tokens_and_the_rest(kind, count, monkeypa
         torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-10)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "switch_transformers"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("switch_transformers", marks=pytest.mark.every)])
 def test_nearly_all_tokens_are_as_good_as_all(family, tmp_path):
     model, tokenizer = tiny_model(family), tiny_tokenizer(family)
     fused = fuse_model(model, NARROW)
