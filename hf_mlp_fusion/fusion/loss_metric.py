@@ -25,7 +25,7 @@ from ..data import (
     run_on,
     token_count,
 )
-from ..measure import LabelScores, only_these_train
+from ..measure import SampledAnswers, only_these_train
 from ..modeling.ffn import FFN
 from ..tensors import cholesky
 
@@ -69,13 +69,14 @@ def loss_metrics(
             only_these_train(model, []),
             Progress(sum(map(row_count, rows)), "metric", work=metric_work(model, batches), shorter=mend) as progress,
         ):
-            scores = None
-            for number, batch in enumerate(fitting_pieces(model, cut_padding(ffns, rows), gradients=True), 1):
+            with run_on("calibration batch 1"):
+                answers = SampledAnswers(model, on_device(rows[0], model))
+            pieces = fitting_pieces(model, cut_padding(ffns, rows), gradients=True, logits=answers.whole)
+            for number, batch in enumerate(pieces, 1):
                 batch = on_device(batch, model)
                 running["batch"] = batch
                 with run_on(f"calibration batch {number}"):
-                    scores = scores or LabelScores(model, batch)
-                    scores.sampled_backward(batch, generator)
+                    answers.backward(batch, generator)
                 progress.update(row_count(batch))
     finally:
         for hook in hooks:

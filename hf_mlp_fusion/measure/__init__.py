@@ -11,12 +11,12 @@ from .flops import flops
 from .gradients import only_these_train
 from .language import LanguageLoss, language_loss
 from .latency import Latency, latencies, latency
-from .log_probabilities import LabelScores
 from .memory import peak_memory
 from .ntk import NTK, kernel_bytes, kernel_work, ntk
 from .ntk_error import NTKError, compare_ntks, ntk_error
 from .output_error import OutputError, output_error
 from .pairs import parameter_blocks, reduced_ffns
+from .sampled_answers import SampledAnswers
 from .size import ModelSize, model_size
 from .step import training_step
 
@@ -26,13 +26,13 @@ __all__ = [
     "Divergence",
     "Dynamics",
     "ExpertLoad",
-    "LabelScores",
     "LanguageLoss",
     "Latency",
     "LogitDivergence",
     "ModelSize",
     "NTKError",
     "OutputError",
+    "SampledAnswers",
     "compare_ntks",
     "divergence",
     "dynamics",

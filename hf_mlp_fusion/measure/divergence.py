@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from ..data import (
     LANGUAGE_OBJECTIVES,
-    LOGIT_BYTES,
     Batch,
     as_batches,
     evaluating,
@@ -28,7 +27,7 @@ from ..data import (
 )
 from ..errors import UnsupportedModelError
 from .kl import completed, kl_divergence, squares, summed, yes_or_no
-from .log_probabilities import logits_head
+from .log_probabilities import logits_head, tokens_at_once
 
 __all__ = ["Divergence", "LogitDivergence", "divergence"]
 
@@ -160,7 +159,7 @@ class LogitDivergence:
         """
         with evaluating(self.original):
             states, head = self._spoken(self.original, self.original, seen)
-            size = max(1, LOGIT_BYTES // (4 * _width(self.original)))
+            size = tokens_at_once(self.original.get_output_embeddings())
             logits = (head(piece) for piece in states.split(size))
             found = [
                 item.to(torch.promote_types(item.dtype, torch.float32)).log_softmax(-1).topk(count) for item in logits

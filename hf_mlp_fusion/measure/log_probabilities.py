@@ -8,20 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data import (
-    LANGUAGE_OBJECTIVES,
-    LOGIT_BYTES,
-    Batch,
-    few_logits,
-    in_pieces,
-    inputs_of,
-    logits_of,
-    objective_of,
-    token_mask,
-)
-from .scalars import sampled_log_likelihood, scalar_outputs, token_log_probabilities
+from ..data import LANGUAGE_OBJECTIVES, LOGIT_BYTES, Batch, few_logits, in_pieces, inputs_of, logits_of, objective_of
+from .scalars import scalar_outputs, token_log_probabilities
 
-__all__ = ["LabelScores", "logits_head"]
+__all__ = ["LabelScores", "logits_head", "tokens_at_once"]
 
 _PROBE = 8  # tokens that tell whether logits are what the output embeddings give
 
@@ -81,46 +71,9 @@ class LabelScores:
             if gradients and states.requires_grad:
                 states.backward(torch.cat(gradients))
 
-    def sampled_backward(self, batch: Batch, generator: torch.Generator) -> None:
-        """Runs the backward of the summed log-probabilities of answers that are drawn from the model's own.
-
-        The expected outer product of such gradients is the Fisher information. Every token answers that is no padding,
-        or every row, where the head answers for rows.
-
-        Args:
-            batch: The batch; labels in it are not looked at.
-            generator: Draws the answers; on the model's device.
-        """
-        mask = token_mask(batch, decoder="decoder_input_ids" in batch)
-        with torch.enable_grad():
-            if self.head is None:
-                logits = logits_of(self.model(**inputs_of(batch)))
-                if not logits.requires_grad:
-                    return
-                of_tokens = mask is not None and logits.shape[:-1] == mask.shape
-                sampled_log_likelihood(logits[mask] if of_tokens else logits, self.model, generator).backward()
-                return
-            states, _ = _run(self.model, batch)
-            states = states.flatten(0, -2) if mask is None else states[mask]
-            gradients: list[Tensor] = []
-            for piece in states.detach().split(self._piece_size):
-                piece.requires_grad_()
-                likelihood = sampled_log_likelihood(self.head(piece), self.model, generator)
-                gradients += torch.autograd.grad(likelihood, piece)
-            if gradients and states.requires_grad:
-                states.backward(torch.cat(gradients))
-
     @property
     def _causal(self) -> bool:
         return self.objective == "causal"
-
-    @property
-    def _piece_size(self) -> int:
-        """Tokens whose logits are held at once."""
-        assert self.head is not None
-        weight = self.head.weight
-        assert isinstance(weight, Tensor)
-        return max(1, LOGIT_BYTES // (4 * len(weight)))
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """What the head sees of the labels that count, `[labels, d]`; the labels; and how many each one's row has."""
@@ -135,7 +88,8 @@ class LabelScores:
     def _pieces(self, states: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields pieces of what the head sees, each with the log-probabilities of its labels."""
         assert self.head is not None
-        for piece, wanted in zip(states.split(self._piece_size), labels.split(self._piece_size), strict=True):
+        size = tokens_at_once(self.head)
+        for piece, wanted in zip(states.split(size), labels.split(size), strict=True):
             if torch.is_grad_enabled():
                 piece.requires_grad_()
             values, _ = token_log_probabilities(self.head(piece)[None], wanted[None], causal=False)
@@ -148,6 +102,17 @@ def _run(model: PreTrainedModel, batch: Batch, tokens: int = 1) -> tuple[Tensor,
         logits = logits_of(model(**inputs_of(batch)))
     (states,) = seen
     return states, logits
+
+
+def tokens_at_once(head: nn.Module) -> int:
+    """Tokens whose logits are held at once.
+
+    Args:
+        head: The output embeddings.
+    """
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    return max(1, LOGIT_BYTES // (4 * len(weight)))
 
 
 def logits_head(model: PreTrainedModel, batch: Batch) -> nn.Module | None:

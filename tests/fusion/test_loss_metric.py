@@ -11,6 +11,7 @@ from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
 from hf_mlp_fusion.families import FAMILIES
 from hf_mlp_fusion.fusion import loss_metric
 from hf_mlp_fusion.fusion.loss_metric import loss_metrics, metric_rows
+from hf_mlp_fusion.measure import log_probabilities
 from hf_mlp_fusion.modeling.find import find_ffns
 
 CLASSIFIER = transformers.BertForSequenceClassification
@@ -91,6 +92,17 @@ def test_the_model_stays_as_it_was():
         assert p.requires_grad == before[name][1]
         assert p.grad is None
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_logits_come_in_pieces_and_need_no_labels(monkeypatch):
+    """The largest tensor that the head makes is one piece of the tokens, whatever the batch has beside them."""
+    monkeypatch.setattr(log_probabilities, "LOGIT_BYTES", 4 * 99 * 5)  # five tokens
+    model = tiny_model("gpt2")
+    seen = []
+    model.lm_head.register_forward_hook(lambda *arguments: seen.append(arguments[2].shape[:-1].numel()))
+    loss_metrics(model, list(find_ffns(model)), tokens(2, 16), 0)
+    assert max(seen) <= 8  # the probe of eight tokens
+    assert sum(count == 5 for count in seen) == 6  # of 32 tokens
 
 
 def test_rows_are_spread_and_few(monkeypatch):
