@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = [
     "BrokenCheckpointError",
     "DataError",
@@ -11,6 +13,7 @@ __all__ = [
     "HubError",
     "MemoryLimitError",
     "UnsupportedModelError",
+    "check_choice",
     "is_memory_shortage",
 ]
 
@@ -51,3 +54,19 @@ def is_memory_shortage(error: BaseException) -> bool:
     """Whether an error, of whichever library, says that memory has run out."""
     words = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Checks that an option is one of those that there are.
+
+    Args:
+        name: What the option is called.
+        value: What was given.
+        choices: What may be.
+
+    Raises:
+        FusionConfigError: It is none of them.
+    """
+    listed = [*choices]
+    if value not in listed:
+        raise FusionConfigError(f"{name} must be one of {', '.join(map(repr, listed))}, not {value!r}")

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import DataError, FusionConfigError
+from ..errors import DataError, FusionConfigError, check_choice
 from ..files import check_output_folder, output_folder
 from .options import (
     HOW,
@@ -121,11 +121,11 @@ def tune(
     from ..hub import check_folder, check_side_files
     from ..modeling.loading import load_fused_model, load_stock_model
     from ..training import tune_model
-    from ..training.targets import check_target
-    from ..training.trained import check_trained
+    from ..training.targets import TARGETS
+    from ..training.trained import TRAINED
 
-    check_target(target)
-    check_trained(train)
+    check_choice("target", target, TARGETS)
+    check_choice("train", train, TRAINED)
     source = texts or dataset
     lines = read_texts(source, column=column, split=split) if source else SAMPLED
     tokenizer = load_tokenizer(fused)

@@ -22,7 +22,7 @@ from .. import __version__
 from ..baselines import METHODS, reduce_model
 from ..baselines.remaining import remaining_ffns
 from ..data import LANGUAGE_OBJECTIVES, Batch, load_tokenizer, make_batches, objective_of, split_texts
-from ..errors import DataError, FusionConfigError, UnsupportedModelError
+from ..errors import DataError, FusionConfigError, UnsupportedModelError, check_choice
 from ..fusion import calibration_batches, first_rows, plan_fusion
 from ..measure import (
     NTK,
@@ -97,8 +97,7 @@ def load_subject(
         FusionConfigError: There is no such model, or no such head.
         DataError: It has no tokenizer, or the texts give no row.
     """
-    if head not in HEADS:
-        raise FusionConfigError(f"head must be one of {', '.join(map(repr, HEADS))}, not {head!r}")
+    check_choice("head", head, HEADS)
     model = load_stock_model(name, dtype="float32", device=device)
     if head == "classifier":
         torch.manual_seed(seed)

@@ -25,7 +25,7 @@ from ..data import (
     spare_bytes,
     token_count,
 )
-from ..errors import FusionConfigError, UnsupportedModelError
+from ..errors import FusionConfigError, UnsupportedModelError, check_choice
 from ..modeling.find import find_ffns
 from ..modeling.rows import Rows
 from .gradients import LinearMap, Tokens, linear_maps, parameter_gradients, token_gradients
@@ -95,8 +95,7 @@ def ntk(
         UnsupportedModelError: The model has no FFN.
         MemoryLimitError: What one linear map saw of all samples does not fit into the memory there is.
     """
-    if kernel not in KERNELS:
-        raise FusionConfigError(f"kernel must be one of {', '.join(map(repr, KERNELS))}, not {kernel!r}")
+    check_choice("kernel", kernel, KERNELS)
     rows = [on_device(row, model) for row in single_rows(as_batches(model, batches))]
     blocks = _blocks(model, parameters)
     parts = {name: torch.zeros(len(rows), len(rows), dtype=torch.float64) for name in blocks}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import FusionConfigError
+from ..errors import FusionConfigError, check_choice
 from ..tensors import CLUSTERINGS
 from .layers import check_layers
 
@@ -128,15 +128,13 @@ class FusionConfig:
         object.__setattr__(self, "layers", check_layers(self.layers))
         for name, choices in (
             ("targets", TARGETS),
-            ("clustering", tuple(CLUSTERINGS)),
+            ("clustering", CLUSTERINGS),
             ("selection", SELECTIONS),
             ("metric", METRICS),
             ("refit", REFITS),
             ("ntk", NTKS),
         ):
-            if getattr(self, name) not in choices:
-                listed = ", ".join(repr(choice) for choice in choices)
-                raise FusionConfigError(f"{name} must be one of {listed}, not {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), choices)
         if not _is_int(self.seed) or not 0 <= self.seed < 2**32:
             raise FusionConfigError(f"seed must be an integer from 0 to 4294967295, not {self.seed!r}")
         if not _is_int(self.multiple_of) or self.multiple_of < 1:

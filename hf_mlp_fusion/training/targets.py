@@ -11,11 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data import Batch
-from ..errors import FusionConfigError
 from .logits import LogitLoss
 from .states import LayerwiseLoss, ffn_outputs, hidden_states
 
-__all__ = ["DEFAULT_TARGET", "LEARNING_RATE", "TARGETS", "Target", "check_target"]
+__all__ = ["DEFAULT_TARGET", "LEARNING_RATE", "TARGETS", "Target"]
 
 DEFAULT_TARGET = "hidden_states"
 """The paper's target. It brings what the model computes nearer to the original than FFN outputs do."""
@@ -61,16 +60,3 @@ TARGETS: dict[str, Target] = {
     ),
 }
 """A target is a loss, in a file of its own, and an entry here."""
-
-
-def check_target(target: str) -> None:
-    """Checks the name of a target.
-
-    Args:
-        target: The name.
-
-    Raises:
-        FusionConfigError: There is no such target.
-    """
-    if target not in TARGETS:
-        raise FusionConfigError(f"target must be one of {', '.join(map(repr, TARGETS))}, not {target!r}")

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import FusionConfigError
 from ..measure import reduced_ffns
 from ..modeling.find import find_ffns
 
-__all__ = ["TRAINED", "check_trained"]
+__all__ = ["TRAINED"]
 
 
 def _ffns(model: PreTrainedModel) -> set[str]:
@@ -49,16 +48,3 @@ TRAINED: dict[str, Callable[[PreTrainedModel], set[str]]] = {
     "all": _all,
 }
 """Choices of what trains by name: functions of a fused model that give names of parameters. P is none."""
-
-
-def check_trained(trained: str) -> None:
-    """Checks the name of a choice.
-
-    Args:
-        trained: The name.
-
-    Raises:
-        FusionConfigError: There is no such choice.
-    """
-    if trained not in TRAINED:
-        raise FusionConfigError(f"train must be one of {', '.join(map(repr, TRAINED))}, not {trained!r}")

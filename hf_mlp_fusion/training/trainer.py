@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..data import with_decoder_inputs
-from ..errors import FusionConfigError
+from ..errors import FusionConfigError, check_choice
 from ..measure.gradients import only_these_train
 from ..recipe import TuningReport
-from .targets import DEFAULT_TARGET, TARGETS, check_target
+from .targets import DEFAULT_TARGET, TARGETS
 from .teacher import check_teacher, is_placed
-from .trained import TRAINED, check_trained
+from .trained import TRAINED
 
 __all__ = ["TuningTrainer"]
 
@@ -77,8 +77,8 @@ class TuningTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         check_teacher(model, teacher)
-        check_target(target)
-        check_trained(train)
+        check_choice("target", target, TARGETS)
+        check_choice("train", train, TRAINED)
         if teacher_device is not None and is_placed(teacher):
             raise FusionConfigError("the teacher is placed by accelerate: leave teacher_device out")
         if args is None:

@@ -15,13 +15,14 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 from transformers.utils import logging as transformers_logging
 
 from ..data import Batch, available_bytes, check_room, make_batches, plain_context, row_bytes, tokenizer_of
+from ..errors import check_choice
 from ..fusion import SAMPLED
 from ..recipe import TuningReport
 from .held_out import HeldOut, TuningResult, hold_out, warn_of
 from .sampled import sampled_texts
-from .targets import DEFAULT_TARGET, TARGETS, check_target
+from .targets import DEFAULT_TARGET, TARGETS
 from .teacher_cache import CachedRows, cache_predictions, check_cache
-from .trained import TRAINED, check_trained
+from .trained import TRAINED
 from .trainer import TuningTrainer
 from .work import SaveNowAndThen, digest_of, fingerprint, open_work
 
@@ -90,8 +91,8 @@ def tune_model(
         >>> result.before.mean, result.after.mean  # doctest: +SKIP
         (0.436, 0.336)
     """
-    check_target(target)
-    check_trained(train)
+    check_choice("target", target, TARGETS)
+    check_choice("train", train, TRAINED)
     if cache_logits is not None:
         check_cache(original, target, cache_logits)
     best = TARGETS[target]
