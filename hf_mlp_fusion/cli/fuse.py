@@ -31,6 +31,7 @@ from .options import (
     check_device,
     check_dtype,
     parse_layers,
+    parse_power,
     parse_width,
 )
 from .tables import print_report
@@ -78,6 +79,13 @@ def fuse(
     ntk: Annotated[
         str, typer.Option(help=f"{', '.join(NTKS)}. auto: match with obs, none with clusters.", rich_help_panel=HOW)
     ] = DEFAULTS.ntk,
+    power: Annotated[
+        str,
+        typer.Option(
+            help="Power of the cluster sizes that stands apart as P: 1 as in the paper, 0 for none, or auto.",
+            rich_help_panel=HOW,
+        ),
+    ] = str(DEFAULTS.power),
     metric: Annotated[
         str,
         typer.Option(help=f"{', '.join(METRICS)}. auto: loss for language models with texts.", rich_help_panel=HOW),
@@ -104,6 +112,7 @@ def fuse(
         seed=seed,
         multiple_of=multiple_of,
         metric=metric,
+        power=parse_power(power),
     )
     given = [item for item in (texts, dataset, sampled) if item]
     if len(given) > 1:

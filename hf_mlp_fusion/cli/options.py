@@ -44,6 +44,7 @@ __all__ = [
     "check_dtype",
     "parse_layers",
     "parse_names",
+    "parse_power",
     "parse_width",
 ]
 
@@ -131,6 +132,14 @@ def parse_width(text: str) -> int | float | str | dict[str, int | float]:
         pairs = [item.rpartition("=") for item in text.split(",")]
         return {name.strip(): _number(value) for name, _, value in pairs}
     return _number(text)
+
+
+def parse_power(text: str) -> float | str:
+    """Reads a power of P as the command line takes it: a number, or `auto`, which the recipe checks."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def parse_layers(text: str) -> str | list[int] | list[str]:

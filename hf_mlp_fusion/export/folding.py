@@ -132,6 +132,7 @@ def _set_form(model: PreTrainedModel, scalings: dict[str, ClusterScaling], form:
     section = FusionSection.from_dict(model.config.mlp_fusion)
     ffns = dict(section.ffns)
     for name, scaling in scalings.items():
-        kept = scaling.kept_scales if form == "fused" else None
-        ffns[name] = replace(ffns[name], form=form, scales=kept)
+        apart = form == "fused"
+        kept, power = (scaling.kept_scales, scaling.power) if apart else (None, 1.0)
+        ffns[name] = replace(ffns[name], form=form, scales=kept, power=power)
     model.config.mlp_fusion = replace(section, ffns=ffns).to_dict()

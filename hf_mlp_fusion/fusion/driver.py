@@ -126,7 +126,9 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
         for ffn, _ in group:
             reports.append(_ffn_report(ffn, reduced[ffn.name], method, seconds))
             host = ffn.spec.host if len(family.specs_of(ffn.entry)) > 1 else None
-            widths[ffn.entry] = FFNWidth(reports[-1].width, ffn.width, method.form, host=host)
+            made = reduced[ffn.name].weights
+            power = made.power if isinstance(made, Fusion) else 1.0
+            widths[ffn.entry] = FFNWidth(reports[-1].width, ffn.width, method.form, host=host, power=power)
         _replace([(ffn, reduced[ffn.name].weights) for ffn, _ in group], method)
         progress.update(len(group))
     progress.close()
@@ -230,11 +232,14 @@ def _replace(group: Sequence[tuple[FFN, ReducedWeights]], method: Method) -> Non
     """Gives the FFNs of a layer the method's form, and weights of the dtype and device of the present ones."""
     form = FORMS[method.form]
     installed = set()
-    for ffn, width, tensors in [(ffn, form.width(weights), form.tensors(ffn, weights)) for ffn, weights in group]:
+    made = [(ffn, weights, form.width(weights), form.tensors(ffn, weights)) for ffn, weights in group]
+    for ffn, weights, width, tensors in made:
         if ffn.entry not in installed:  # the experts of a stack get it together
             trainable = ffn.trainable()
             form.install(ffn, width, ffn.width)
             ffn.set_trainable(trainable)
+            if (holder := ffn.holder) is not None and isinstance(weights, Fusion):
+                holder.power = weights.power
             installed.add(ffn.entry)
         ffn.write(tensors)
 

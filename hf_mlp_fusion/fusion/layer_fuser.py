@@ -109,7 +109,10 @@ class LayerFuser:
             self._ready = {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn in chunk}
             if self.batches is not None and self.held_out:
                 self._tell_errors(chunk)
-        return {ffn.name: self._ready.pop(ffn.name) for ffn, _ in group}
+        made = {ffn.name: self._ready.pop(ffn.name) for ffn, _ in group}
+        power = self.config.power
+        assert not isinstance(power, str), "the recipe is resolved"
+        return {name: replace(item, weights=item.weights.at_power(power)) for name, item in made.items()}
 
     def _spare_rare(self, ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
         """Fuses experts that saw too few tokens to choose units by as without data, and takes the moments of that."""

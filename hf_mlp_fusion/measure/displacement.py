@@ -27,10 +27,14 @@ class Displacement:
     Args:
         inner: By W1 alone, the up projection and the gate: |y(W1 after, W2 before) - y(before)|.
         outer: By W2 alone, the down projection without its bias: |y(W1 before, W2 after) - y(before)|.
+        curvature: How far the way is from a straight line: with y(+) after it and y(-) after its mirror image,
+            |y(+) + y(-) - 2 y(before)| / |y(+) - y(-)|, biases of W2 left out. It is 0 for a model that moves as its
+            tangent kernel says.
     """
 
     inner: float
     outer: float
+    curvature: float
 
 
 def ffn_inputs(model: PreTrainedModel, names: Sequence[str], batch: Batch) -> dict[str, Tensor]:
@@ -91,17 +95,28 @@ def displacements(
             seen, moved = inputs[ffn.name], trained[ffn.name]
             start, old, new = ffn.outputs(seen), _copied(ffn.read()), _copied(moved.read())
 
-            def change(weights: FFNWeights, moved: FFN = moved, seen: Tensor = seen, start: Tensor = start) -> float:
+            def change(weights: FFNWeights, moved: FFN = moved, seen: Tensor = seen, start: Tensor = start) -> Tensor:
                 for name, part in vars(moved.read()).items():  # views of the model's own weights
                     if part is not None:
                         part.copy_(getattr(weights, name))
-                return float((moved.outputs(seen) - start).double().norm()) / math.sqrt(len(seen))
+                return (moved.outputs(seen) - start).double()
 
+            forth = change(replace(new, down_bias=old.down_bias))
+            back = change(replace(_mirrored(old, new), down_bias=old.down_bias))
+            straight = float((forth - back).norm())
+            root = math.sqrt(len(seen))
             found[ffn.name] = Displacement(
-                change(replace(new, down=old.down, down_bias=old.down_bias)),
-                change(replace(old, down=new.down)),
+                float(change(replace(new, down=old.down, down_bias=old.down_bias)).norm()) / root,
+                float(change(replace(old, down=new.down)).norm()) / root,
+                float((forth + back).norm()) / straight if straight else 0.0,
             )
     return found
+
+
+def _mirrored(old: FFNWeights, new: FFNWeights) -> FFNWeights:
+    """The weights that lie as far from the old ones on the other side."""
+    parts = vars(old)
+    return replace(old, **{name: 2 * part - getattr(new, name) for name, part in parts.items() if part is not None})
 
 
 def _copied(weights: FFNWeights) -> FFNWeights:

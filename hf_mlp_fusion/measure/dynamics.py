@@ -53,6 +53,11 @@ class Dynamics:
         return self._ratio("outer")
 
     @property
+    def curvature(self) -> float:
+        """How curved the FFNs' ways were as a multiple of the original's, geometric mean over FFNs."""
+        return self._ratio("curvature")
+
+    @property
     def loss_gap(self) -> float:
         """Mean distance of the two smoothed loss curves: 0 where one follows the other."""
         curves = zip(_smoothed(self.losses), _smoothed(self.original_losses), strict=True)
@@ -66,11 +71,11 @@ class Dynamics:
             name: Its name.
         """
         own, other = self.displacements[name], self.original_displacements[name]
-        return Displacement(_times(own.inner, other.inner), _times(own.outer, other.outer))
+        return Displacement(*(_times(getattr(own, part), getattr(other, part)) for part in vars(own)))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as plain JSON values, with the means; what is no number or infinite as null."""
-        found = asdict(self) | {"inner": self.inner, "outer": self.outer, "loss_gap": self.loss_gap}
+        found = asdict(self) | {name: getattr(self, name) for name in ("inner", "outer", "curvature", "loss_gap")}
         return {name: _plain(value) for name, value in found.items()}
 
     def _ratio(self, part: str) -> float:

@@ -70,8 +70,11 @@ class FusedModelMixin:
             if isinstance(module, ClusterScaling):
                 even = even_cluster_sizes(module.cluster_sizes.shape[-1], module.original_width)
                 init.copy_(module.cluster_sizes, even)
-                if module.kept_scales is not None:  # older checkpoints have them in their config alone
-                    init.copy_(module.kernel_scales, torch.tensor(module.every_scale))
+                if "kernel_scales" in module._buffers:
+                    # Older checkpoints have scales in their config alone. What has a power has it in both: zeros,
+                    # which no check lets pass, until it was loaded.
+                    known = torch.tensor(module.every_scale)
+                    init.copy_(module.kernel_scales, known if module.power == 1.0 else torch.zeros_like(known))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -66,13 +66,14 @@ def check_fused_ffns(model: PreTrainedModel, loading_info: dict[str, Any]) -> No
         assert scaling is not None
         check_cluster_sizes(_on_cpu(scaling), scaling.original_width, name)
         scaling.remember()
-        _check_kernel_scales(scaling, name.replace("cluster_sizes", "kernel_scales"), loading_info["unexpected_keys"])
+        unread = {*loading_info["unexpected_keys"], *mismatched}
+        _check_kernel_scales(scaling, name.replace("cluster_sizes", "kernel_scales"), unread)
 
 
-def _check_kernel_scales(scaling: ClusterScaling, name: str, unexpected: Collection[str]) -> None:
+def _check_kernel_scales(scaling: ClusterScaling, name: str, unread: Collection[str]) -> None:
     """Checks that weights and config have the same scales: of another fusion, they would compute something else."""
-    stored = scaling.kernel_scales if scaling.kept_scales is not None else None
-    same = name not in unexpected
+    stored = scaling._buffers.get("kernel_scales")
+    same = name not in unread
     if same and stored is not None:
         known = torch.tensor(scaling.every_scale, dtype=torch.float32)
         same = torch.allclose(stored.float().cpu(), known, rtol=_CAST)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BrokenCheckpointError, FusionWarning
-from ..tensors import as_integers, check_cluster_sizes, even_cluster_sizes
+from ..tensors import as_integers, check_cluster_sizes, check_kernel_scales, even_cluster_sizes
 from .unit_scaling import UnitScaling
 
 __all__ = [
@@ -28,8 +28,8 @@ __all__ = [
 class ClusterScaling(UnitScaling, nn.Module):
     """The scaling matrix P behind an FFN's activation: σ'(z) = P ⊙ σ(z) (arXiv 2307.08941, eq. 6).
 
-    P is an int32 buffer: it is saved with the weights, never trained or decayed, and exact in every dtype the model is
-    cast to (bfloat16 cannot hold 257).
+    The cluster sizes are an int32 buffer: saved with the weights, never trained or decayed, and exact in every dtype
+    the model is cast to (bfloat16 cannot hold 257). P is a power of them, 1 in the paper.
 
     Args:
         activation: The stock activation module.
@@ -37,14 +37,16 @@ class ClusterScaling(UnitScaling, nn.Module):
         original_width: Units of the FFN before fusion, I.
 
     Attributes:
-        known_sizes: P when it was loaded, on the CPU; None in a model on the meta device.
-        kernel_scales: s1, s2 and s3, `[3]` float32, for the state dict; not there where all are 1.
+        known_sizes: The cluster sizes when they were loaded, on the CPU; None in a model on the meta device.
+        kernel_scales: s1, s2 and s3, `[3]` float32, and behind them the power where it is not 1, for the state dict;
+            not there where all are 1.
 
     Shape:
         Input and output `[..., k]`; `cluster_sizes` `[k]`, int32, positive, summing to I.
     """
 
     kernel_scales: Tensor
+    _power = 1.0  # also of modules that were pickled before there was another
 
     def __init__(self, activation: nn.Module, width: int, original_width: int) -> None:
         super().__init__()
@@ -63,9 +65,21 @@ class ClusterScaling(UnitScaling, nn.Module):
         self.keep_scales()
 
     @property
+    def power(self) -> float:
+        """Power of the cluster sizes that P is; can be set, which leaves the weights as they are."""
+        return self._power
+
+    @power.setter
+    def power(self, power: float) -> None:
+        """Sets it."""
+        self._power = power
+        self.keep_scales()
+
+    @property
     def every_scale(self) -> Sequence[Any]:
-        """s1, s2 and s3, also where they are 1."""
-        return self.inner_scale, self.outer_scale, self.value_scale
+        """s1, s2 and s3, also where they are 1, and behind them the power where it is not: `kernel_scales`."""
+        scales = (self.inner_scale, self.outer_scale, self.value_scale)
+        return scales if self.power == 1.0 else (*scales, self.power)
 
     @property
     def kept_scales(self) -> tuple[Any, ...] | None:
@@ -73,8 +87,8 @@ class ClusterScaling(UnitScaling, nn.Module):
         return None if self.scales == (1.0, 1.0) else self.scales
 
     def keep_scales(self) -> None:
-        """Keeps the scales in the state dict, whose weights mean nothing without them: `kernel_scales`, float32."""
-        if self.kept_scales is None:
+        """Keeps scales and power in the state dict, whose weights mean nothing without: `kernel_scales`, float32."""
+        if self.kept_scales is None and self.power == 1.0:
             self._buffers.pop("kernel_scales", None)
             return
         values = torch.tensor(self.every_scale, dtype=torch.float32, device=self.cluster_sizes.device)
@@ -83,7 +97,7 @@ class ClusterScaling(UnitScaling, nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Applies the activation and P; the result has the dtype of the activation's."""
         hidden = self.activation(hidden if self.inner_scale == 1.0 else hidden * self.inner_scale)
-        return hidden * self.factor.to(hidden.dtype)
+        return hidden if self.is_identity else hidden * self.factor.to(hidden.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.original_width} -> {self.cluster_sizes.shape[-1]} units"
@@ -110,16 +124,19 @@ class ClusterScaling(UnitScaling, nn.Module):
             state_dict[name] = sizes = as_integers(sizes)  # a mean of equal P is exact, and floats
             check_cluster_sizes(sizes, self.original_width, name)
         scales = state_dict.get(f"{prefix}kernel_scales")
-        known = scales is not None and scales.shape == (*self.cluster_sizes.shape[:-1], 3) and _is_plain(scales)
-        if known and not (scales.isfinite().all() and (scales > 0).all()):
-            raise BrokenCheckpointError(f"{prefix}kernel_scales holds what is no positive number")
-        if known and "kernel_scales" not in self._buffers:  # of another fusion, whose scales come along
-            self.register_buffer("kernel_scales", torch.ones_like(scales, device=self.cluster_sizes.device))
+        shapes = [(*self.cluster_sizes.shape[:-1], count) for count in (3, 4)]
+        known = scales is not None and scales.shape in shapes and _is_plain(scales)
+        if known:
+            check_kernel_scales(scales, f"{prefix}kernel_scales")
+            if "kernel_scales" not in self._buffers or self.kernel_scales.shape != scales.shape:
+                # Of another fusion, whose scales come along.
+                self.register_buffer("kernel_scales", torch.ones_like(scales, device=self.cluster_sizes.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
         if sizes is not None:
             self.remember()
         if known:
-            self.scales = scales.float().tolist()
+            self.scales = scales[..., :3].float().tolist()
+            self.power = float(scales.flatten()[3]) if scales.shape[-1] == 4 else 1.0
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):  # type: ignore[no-untyped-def]
         # nn.Module's hook for `state_dict`, which all ways to save go through: no broken P gets out.
@@ -175,7 +192,7 @@ class FusedMLP(nn.Module):
 
     @property
     def cluster_sizes(self) -> Tensor:
-        """The diagonal of P: how many units each unit stands for, `[k]` (of a stack `[experts, k]`), int32."""
+        """How many units each unit stands for, `[k]` (of a stack `[experts, k]`), int32; P is their power."""
         return self.scaling.cluster_sizes
 
     @property

@@ -55,9 +55,11 @@ def narrow_ffns(model: PreTrainedModel) -> None:
                 f"{widths.original_width} units, the model's own fields make it {ffn.width}"
             )
         form.install(ffn, widths.width, widths.original_width)
-        if widths.scales is not None and (holder := ffn.holder) is not None:
-            check_scales(name, widths.scales, holder)
-            holder.scales = widths.scales
+        if (holder := ffn.holder) is not None:
+            holder.power = widths.power
+            if widths.scales is not None:
+                check_scales(name, widths.scales, holder)
+                holder.scales = widths.scales
 
 
 def note_scales(model: PreTrainedModel) -> None:

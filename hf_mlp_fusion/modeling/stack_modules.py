@@ -84,10 +84,11 @@ class StackScaling(ClusterScaling):
         super().__init__(nn.Identity(), width, original_width)
         self.cluster_sizes = even_cluster_sizes(width, original_width).repeat(experts, 1)
         self.expert_scales = [(1.0, 1.0, 1.0)] * experts
-        self.forget()
+        self.keep_scales()
 
-    def forget(self) -> None:
-        """Forgets what was made of the scales, which have changed."""
+    def keep_scales(self) -> None:
+        """As of one FFN; what was made of the scales, which may have changed, is forgotten."""
+        super().keep_scales()
         self.has_inner = any(inner != 1.0 for inner, _, _ in self.expert_scales)
         self.has_outer = any(outer * value != 1.0 for _, outer, value in self.expert_scales)
         self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -104,7 +105,7 @@ class StackScaling(ClusterScaling):
     @property
     def factor(self) -> Tensor:
         """s2 s3 P of each expert, `[experts, k]`."""
-        return self.cluster_sizes * self._by_device()[1] if self.has_outer else self.cluster_sizes
+        return self.diagonal * self._by_device()[1] if self.has_outer else self.diagonal
 
     def forward(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """`factor` and `inner` in a dtype: by a call, before which accelerate's hooks place what was offloaded.
@@ -143,9 +144,14 @@ class StackScaling(ClusterScaling):
             self.of(expert).scales = values
 
     @property
-    def every_scale(self) -> list[tuple[float, float, float]]:
-        """s1, s2 and s3 of each expert."""
-        return self.expert_scales
+    def is_identity(self) -> bool:
+        """Whether nothing is multiplied: all is in the weights."""
+        return self.power == 0.0 and not self.has_inner and not self.has_outer
+
+    @property
+    def every_scale(self) -> Sequence[Any]:
+        """s1, s2 and s3 of each expert, and behind them the power where it is not 1."""
+        return self.expert_scales if self.power == 1.0 else [(*scales, self.power) for scales in self.expert_scales]
 
     @property
     def kept_scales(self) -> tuple[Any, ...] | None:
@@ -179,11 +185,14 @@ class StackedMLP(FusedMLP):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the stock class's."""
+        stock = stock_mlp_class(type(self))
+        if self.scaling.is_identity:
+            return stock.forward(self, *args, **kwargs)
         implementation = getattr(getattr(self, "config", None), "_experts_implementation", None)
         index = args[1] if len(args) > 1 else kwargs.get("top_k_index")
         place = cheapest_place(self, implementation, index)
         view = View(self, PLACES[place](self, implementation))
-        return stock_mlp_class(type(self)).forward(view, *args, **kwargs)
+        return stock.forward(view, *args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty_stacked_mlp, (stock_mlp_class(type(self)),), self.__dict__

@@ -15,7 +15,8 @@ class UnitScaling:
     """P of one FFN, and the numbers of its NTK calibration.
 
     Attributes:
-        cluster_sizes: The diagonal of P, `[k]`, int32.
+        cluster_sizes: How many units each stands for, `[k]`, int32.
+        power: Power of them that the diagonal of P is; the rest is in the weights.
         original_width: Units of the FFN before fusion, I.
         inner_scale: s1 of the NTK calibration (`calibrate_ntk`), 1.0 without one: σ'(z) = s2 P ⊙ σ(s1 z).
         outer_scale: s2.
@@ -23,6 +24,7 @@ class UnitScaling:
     """
 
     cluster_sizes: Tensor
+    power: float
     original_width: int
     inner_scale: float
     outer_scale: float
@@ -32,7 +34,18 @@ class UnitScaling:
     def factor(self) -> Tensor:
         """s2 s3 P, what the activation is multiplied by, `[k]`."""
         scale = self.outer_scale * self.value_scale
-        return self.cluster_sizes if scale == 1.0 else self.cluster_sizes * scale
+        diagonal = self.diagonal
+        return diagonal if scale == 1.0 else diagonal * scale
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal of P, of a stack that of each expert: the cluster sizes to their power."""
+        return self.cluster_sizes if self.power == 1.0 else self.cluster_sizes**self.power
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing is multiplied: all is in the weights."""
+        return self.power == 0.0 and self.scales == (1.0, 1.0)
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -60,7 +73,7 @@ class ExpertScaling(UnitScaling):
     """
 
     def __init__(self, stack: Any, expert: int) -> None:
-        self.stack, self.expert = stack, expert
+        self.stack, self.expert, self.power = stack, expert, stack.power
         self.cluster_sizes, self.original_width = stack.cluster_sizes[expert], stack.original_width
         self.inner_scale, self.outer_scale, self.value_scale = stack.expert_scales[expert]
 
@@ -69,5 +82,4 @@ class ExpertScaling(UnitScaling):
         """Sets s1 and s2, and s3 where there is one, in the stack."""
         self.inner_scale, self.outer_scale, self.value_scale = map(as_stored, (*scales, 1.0)[:3])
         self.stack.expert_scales[self.expert] = (self.inner_scale, self.outer_scale, self.value_scale)
-        self.stack.forget()
         self.stack.keep_scales()

@@ -20,7 +20,7 @@ SELECTIONS = ("auto", "clusters", "obs")
 METRICS = ("auto", "output", "loss")
 REFITS = ("auto", "none", "bias", "output")
 NTKS = ("auto", "none", "match")
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class FusionConfig:
         selection: Which units stay: centroids of clusters, or real units.
         refit: What is fitted to calibration data afterwards.
         ntk: Whether the size of the training dynamics is matched on calibration data.
+        power: Power of the cluster sizes that stands apart as P while the rest is in the weights, which changes no
+            output and how the model trains: 1 as in the paper, 0.5, or 0 for no P.
         seed: Seed of the clustering, where it has any randomness (`"kmeans"`; Ward has none).
         multiple_of: Shares are rounded to a multiple of this number of units, so that widths suit the hardware.
         metric: What an error of an FFN's output costs, when units are chosen and widths searched for by calibration.
@@ -92,6 +94,13 @@ class FusionConfig:
             "with obs, whose kernels would be off; none with clusters, whose kernels are not."
         },
     )
+    power: float | str = field(
+        default="auto",
+        metadata={
+            "help": "Power of the cluster sizes that stands apart as P, from 0 (all in the weights) to 1 (as in the "
+            'paper), or "auto".'
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the clustering, where it has any randomness."})
     multiple_of: int = field(default=64, metadata={"help": "Shares are rounded to a multiple of this many units."})
     metric: str = field(
@@ -135,6 +144,10 @@ class FusionConfig:
             ("ntk", NTKS),
         ):
             check_choice(name, getattr(self, name), choices)
+        if self.power != "auto" and (
+            not isinstance(self.power, int | float) or isinstance(self.power, bool) or not 0 <= self.power <= 1
+        ):
+            raise FusionConfigError(f"power must be a number from 0 to 1, or 'auto', not {self.power!r}")
         if not _is_int(self.seed) or not 0 <= self.seed < 2**32:
             raise FusionConfigError(f"seed must be an integer from 0 to 4294967295, not {self.seed!r}")
         if not _is_int(self.multiple_of) or self.multiple_of < 1:
@@ -167,8 +180,9 @@ class FusionConfig:
             selection = "obs" if calibrated and refit in ("auto", "output") else "clusters"
         if refit == "auto":
             refit = "output" if calibrated else "none"
+        power = self.power if isinstance(self.power, int | float) else 1.0
         if ntk == "auto":
-            ntk = "match" if selection == "obs" else "none"
+            ntk = "match" if selection == "obs" and power == 1 else "none"
         metric = self.metric
         if metric == "auto":
             metric = "loss" if language and selection == "obs" else "output"
@@ -191,7 +205,7 @@ class FusionConfig:
             raise FusionConfigError("selection='obs' needs a refit: write refit='output'")
         if calibrated and not any(wants.values()):
             raise FusionConfigError("calibration data have no use with refit='none' and ntk='none': leave them out")
-        return replace(self, selection=selection, metric=metric, refit=refit, ntk=ntk)
+        return replace(self, selection=selection, metric=metric, refit=refit, ntk=ntk, power=float(power))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain JSON values."""

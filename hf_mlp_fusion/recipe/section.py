@@ -30,6 +30,7 @@ class FFNWidth:
             expert.
         host: Class of its stock module, where the family has several kinds of FFN under one name (T5's plain and
             gated ones).
+        power: Power of the cluster sizes that P is.
     """
 
     width: int
@@ -37,6 +38,7 @@ class FFNWidth:
     form: str = "fused"
     scales: tuple[Any, ...] | None = None
     host: str | None = None
+    power: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class FusionSection:
                 ffns[name]["scales"] = list(ffn.scales)
             if ffn.host is not None:
                 ffns[name]["host"] = ffn.host
+            if ffn.power != 1.0:
+                ffns[name]["power"] = ffn.power
         values = {"recipe": self.recipe.to_dict(), "source": self.source, "ffns": ffns}
         return values if self.method == "fusion" else values | {"method": self.method}
 
@@ -117,7 +121,7 @@ class FusionSection:
             if (
                 not isinstance(name, str)
                 or not isinstance(widths, Mapping)
-                or set(widths) - {"form", "scales", "host"} != {"width", "original_width"}
+                or set(widths) - {"form", "scales", "host", "power"} != {"width", "original_width"}
             ):
                 raise _broken(f"ffns[{name!r:.80}] must have the fields width and original_width")
             width, original_width = widths["width"], widths["original_width"]
@@ -131,7 +135,11 @@ class FusionSection:
             host = widths.get("host")
             if host is not None and not isinstance(host, str):
                 raise _broken(f"ffns[{name!r:.80}]: host must be the name of a class")
-            ffns[name] = FFNWidth(width, original_width, form, _scales(name, widths.get("scales")), host)
+            power = widths.get("power", 1.0)
+            if not isinstance(power, int | float) or isinstance(power, bool) or not 0 <= power <= 1:
+                raise _broken(f"ffns[{name!r:.80}]: power must be a number from 0 to 1, not {power!r:.40}")
+            scales = _scales(name, widths.get("scales"))
+            ffns[name] = FFNWidth(width, original_width, form, scales, host, float(power))
         method = values.get("method", "fusion")
         if not isinstance(method, str) or not method:
             raise _broken("method must be a name")

@@ -4,7 +4,7 @@ May import `errors`. Nothing here knows of models or files.
 """
 
 from .allocation import allocate_widths
-from .cluster_sizes import as_integers, check_cluster_sizes, even_cluster_sizes
+from .cluster_sizes import as_integers, check_cluster_sizes, check_kernel_scales, even_cluster_sizes
 from .clustering import CLUSTERINGS, inertia
 from .low_rank import LowRankLinear
 from .moments import Moments, MomentSums
@@ -25,6 +25,7 @@ __all__ = [
     "as_integers",
     "assign_units",
     "check_cluster_sizes",
+    "check_kernel_scales",
     "cholesky",
     "eliminate",
     "even_cluster_sizes",

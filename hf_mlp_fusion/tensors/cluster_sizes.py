@@ -1,4 +1,4 @@
-"""The diagonal of P: what it may be."""
+"""Cluster sizes, and the numbers that P is made with: what they may be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import BrokenCheckpointError
 
-__all__ = ["as_integers", "check_cluster_sizes", "even_cluster_sizes"]
+__all__ = ["as_integers", "check_cluster_sizes", "check_kernel_scales", "even_cluster_sizes"]
 
 
 def even_cluster_sizes(width: int, original_width: int) -> Tensor:
@@ -60,4 +60,23 @@ def check_cluster_sizes(sizes: Tensor, original_width: int, name: str) -> None:
         raise BrokenCheckpointError(
             f"the checkpoint's scaling matrix {name!r} is broken: {fault}. Fuse the original model again, "
             "or fetch the files anew"
+        )
+
+
+def check_kernel_scales(scales: Tensor, name: str) -> None:
+    """Checks that a tensor can be the scales of an NTK calibration, with the power of P behind them or without.
+
+    Args:
+        scales: The tensor, shape `[3]` or `[4]`, or `[experts, ...]` of a stack.
+        name: Its name in the checkpoint, for the message.
+
+    Raises:
+        BrokenCheckpointError: A scale is not positive, or the power not from 0 to 1, or not the same for all experts.
+    """
+    powers = scales[..., 3:]
+    if not scales.isfinite().all() or (scales[..., :3] <= 0).any():
+        raise BrokenCheckpointError(f"{name} holds what is no positive number")
+    if (powers < 0).any() or (powers > 1).any() or len(powers.unique()) > 1:
+        raise BrokenCheckpointError(
+            f"{name} holds {powers.flatten().tolist()[:3]} where one power from 0 to 1 belongs"
         )

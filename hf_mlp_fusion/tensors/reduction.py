@@ -158,10 +158,26 @@ class Fusion:
     Args:
         weights: Weights of k units.
         cluster_sizes: The diagonal of P: how many original units each new one stands for; `[k]`, int32, summing to I.
+        power: Power of them that P is, the rest being in the output weights.
     """
 
     weights: FFNWeights
     cluster_sizes: Tensor
+    power: float = 1.0
+
+    def at_power(self, power: float) -> Fusion:
+        """The same function with another power of the cluster sizes apart.
+
+        y = down · (P ⊙ σ(z)) is y = (down · P^(1-p)) · (P^p ⊙ σ(z)).
+
+        Args:
+            power: The power, 0 to 1.
+        """
+        if power == self.power:
+            return self
+        factor = self.cluster_sizes.to(self.weights.down.device, torch.float64) ** (self.power - power)
+        down = (self.weights.down * factor).to(self.weights.down.dtype)
+        return Fusion(replace(self.weights, down=down), self.cluster_sizes, power)
 
 
 def fuse_weights(weights: FFNWeights, labels: np.ndarray) -> Fusion:

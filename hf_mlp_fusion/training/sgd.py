@@ -28,6 +28,9 @@ def scale_gradients_for_sgd(model: PreTrainedModel) -> contextlib.ExitStack:
     SGD with or without momentum and weight decay. Where the n units are identical, the fused model then stays the
     original's equal, step after step. Adam needs none of this, and takes no notice.
 
+    Where P is a power p of the cluster sizes n, an SGD step of the output weights moves the output n^2p times as far
+    as one of the n would, and their gradients are divided by n^(2p - 1).
+
     The numbers s1, s2 and s3 of an NTK calibration (`calibrate_ntk`) give Adam's kernels their size and would multiply
     SGD's by their squares, which are divided out too.
 
@@ -73,9 +76,8 @@ def _divisors(ffn: FFN) -> dict[str, Tensor]:
     scaling = ffn.scaling
     assert scaling is not None
     sizes = scaling.cluster_sizes
-    seen, value, outer = (
-        sizes * scale**2 for scale in (scaling.inner_scale, scaling.value_scale, scaling.outer_scale)
-    )
+    seen, value = (sizes * scale**2 for scale in (scaling.inner_scale, scaling.value_scale))
+    outer = sizes ** (2 * scaling.power - 1) * scaling.outer_scale**2
     weights = ffn.read()
     if weights.gate is None:
         up, gate = seen, None

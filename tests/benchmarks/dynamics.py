@@ -1,15 +1,17 @@
 """How fused models of a usual size train beside their originals: P, √P and P folded, kernels matched and not.
 
-Usage: python tests/benchmarks/dynamics.py DATA [--models real-models] [--device cuda] [--steps 16] [--rates 2e-5].
+Usage: python tests/benchmarks/dynamics.py DATA [--models real-models] [--device cuda] [--steps 16] [--rates 2e-5]
+[--seeds 5].
 DATA is a folder with `cola/train.parquet` (sentence, label) and `webnlg/train.parquet` (triples, references). Of MPNet
 with a new head for CoLA the last 8 of 12 FFNs are fused to a quarter, of SmolLM2 on WebNLG all to one half. Prints a
 table of each in Markdown: how far W1 and W2 move an FFN as multiples of the unfused model's, on rows held out; the
-mean gap of the loss curves; the critical rate.
+how curved their way was, likewise;
+the mean gap of the loss curves; the critical rate.
 """
 
 import argparse
 import copy
-import time
+import statistics
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -23,27 +25,30 @@ from hf_mlp_fusion.measure import dynamics
 from hf_mlp_fusion.modeling.find import find_ffns
 
 CALIBRATION, BATCH = 512, 32  # rows
+CRITICAL = ("critical_rate", "original_critical_rate")
+COLUMNS = {"inner": 2, "outer": 2, "curvature": 2, "loss_gap": 4}
 FORMS = {"P": 1.0, "√P": 0.5, "P folded": 0.0}
 
 
 @torch.no_grad()
 def with_p(fused, power):
-    """A copy with P to a power and the rest of it in the down projection: the same function. It cannot be saved."""
+    """A copy with another power of the cluster sizes apart and the rest of them in the weights: the same function."""
     changed = copy.deepcopy(fused)
     for ffn in find_ffns(changed):
         if ffn.is_fused:
-            weights, sizes = ffn.read(), ffn.scaling.cluster_sizes.float()
-            ffn.write(ffn.tensors(replace(weights, down=weights.down * sizes ** (1 - power))))
-            ffn.scaling.cluster_sizes = sizes**power
+            weights, scaling = ffn.read(), ffn.scaling
+            down = weights.down * scaling.cluster_sizes.float() ** (scaling.power - power)
+            ffn.write(ffn.tensors(replace(weights, down=down)))
+            scaling.power = power
     return changed
 
 
-def mpnet(folder, data, device):
+def mpnet(folder, data, device, seed):
     """The model with a new head, rows to calibrate on, and labelled batches."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    table = pandas.read_parquet(data / "cola" / "train.parquet").sample(frac=1, random_state=0)
+    table = pandas.read_parquet(data / "cola" / "train.parquet").sample(frac=1, random_state=seed)
 
     def batches(rows):
         for start in range(0, len(rows), BATCH):
@@ -51,14 +56,18 @@ def mpnet(folder, data, device):
             batch = tokenizer(list(part.sentence), padding=True, truncation=True, max_length=64, return_tensors="pt")
             yield {**batch, "labels": torch.tensor(part.label.to_numpy())}
 
-    return model.to(device).eval(), *both(batches, table), FusionConfig(width=0.25, layers="last:8", ntk="none")
+    return (
+        model.to(device).eval(),
+        *both(batches, table),
+        FusionConfig(width=0.25, layers="last:8", ntk="none", power=1),
+    )
 
 
-def smollm2(folder, data, device):
+def smollm2(folder, data, device, seed):
     """The same of a language model that writes a sentence for triples."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    table = pandas.read_parquet(data / "webnlg" / "train.parquet").sample(frac=1, random_state=0)
+    table = pandas.read_parquet(data / "webnlg" / "train.parquet").sample(frac=1, random_state=seed)
 
     def batches(rows):
         for start in range(0, len(rows), BATCH // 2):
@@ -77,7 +86,7 @@ def smollm2(folder, data, device):
                 ),
             }
 
-    return model.to(device).eval(), *both(batches, table), FusionConfig(width=0.5, ntk="none")
+    return model.to(device).eval(), *both(batches, table), FusionConfig(width=0.5, ntk="none", power=1)
 
 
 def both(batches, table):
@@ -90,25 +99,31 @@ def both(batches, table):
 
 
 def measure(title, subject, arguments):
-    """Prints the table of a model."""
-    started = time.perf_counter()
-    model, calibration, training, config = subject
-    batches = [next(training) for _ in range(arguments.steps + 1)]
-    fused = fuse_model(model, config, calibration=calibration)
-    forms = {name: with_p(fused, power) for name, power in FORMS.items()}
-    calibrate_ntk(fused, model, batches[:1])
-    forms = {"P, kernels matched": fused, **forms}
-    print(f"\n{title}, {arguments.steps} steps (fused in {time.perf_counter() - started:.0f} s)\n")
-    print("| form | rate | W1 | W2 | loss gap | critical rate | unfused | seconds |")
+    """Prints the table of a model: mean and spread over seeds, of the head, the rows and their order."""
+    found = {}
+    for seed in range(arguments.seeds):
+        model, calibration, training, config = subject(seed)
+        batches = [next(training) for _ in range(arguments.steps + 1)]
+        fused = fuse_model(model, config, calibration=calibration)
+        forms = {name: with_p(fused, power) for name, power in FORMS.items()}
+        calibrate_ntk(fused, model, batches[:1])
+        for rate in arguments.rates:
+            for name, form in {"P, kernels matched": fused, **forms}.items():
+                run = dynamics(model, form, batches, learning_rate=rate, seed=seed)
+                found.setdefault((rate, name), []).append(run)
+    print(f"\n{title}, {arguments.steps} steps, {arguments.seeds} seeds\n")
+    print("| form | rate | W1 | W2 | curvature | curve's gap | critical rate | unfused |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    for rate in arguments.rates:
-        for name, form in forms.items():
-            started = time.perf_counter()
-            found = dynamics(model, form, batches, learning_rate=rate)
-            moved = f"{found.inner:.2f} | {found.outer:.2f} | {found.loss_gap:.4f}"
-            critical = f"{found.critical_rate:.2g} | {found.original_critical_rate:.2g}"
-            seconds = time.perf_counter() - started
-            print(f"| {name} | {rate:g} | {moved} | {critical} | {seconds:.1f} |", flush=True)
+    for (rate, name), runs in found.items():
+        cells = [told([getattr(run, part) for run in runs], places) for part, places in COLUMNS.items()]
+        critical = [told([getattr(run, part) for run in runs], 5) for part in CRITICAL]
+        print(f"| {name} | {rate:g} | {' | '.join(cells + critical)} |", flush=True)
+
+
+def told(values, places):
+    """Mean and spread."""
+    spread = f" ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{places}f}{spread}"
 
 
 if __name__ == "__main__":
@@ -118,8 +133,10 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--rates", nargs="+", type=float, default=[2e-5, 1e-4])
+    parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", FusionWarning)
-    models, data = arguments.models, arguments.data
-    measure("MPNet, CoLA", mpnet(models / "all-mpnet-base-v2", data, arguments.device), arguments)
-    measure("SmolLM2, WebNLG", smollm2(models / "smollm2-135m-instruct", data, arguments.device), arguments)
+    data, device = arguments.data, arguments.device
+    encoder, language = (arguments.models / name for name in ("all-mpnet-base-v2", "smollm2-135m-instruct"))
+    measure("MPNet, CoLA", lambda seed: mpnet(encoder, data, device, seed), arguments)
+    measure("SmolLM2, WebNLG", lambda seed: smollm2(language, data, device, seed), arguments)

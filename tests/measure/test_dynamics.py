@@ -46,7 +46,7 @@ def with_p(fused, power):
     for ffn in find_ffns(changed):
         weights, sizes = ffn.read(), ffn.scaling.cluster_sizes.double()
         ffn.write(ffn.tensors(replace(weights, down=weights.down * sizes ** (1 - power))))
-        ffn.scaling.cluster_sizes = sizes**power
+        ffn.holder.power = power
     torch.testing.assert_close(first_output(changed), first_output(fused))
     return changed
 
@@ -70,6 +70,7 @@ def test_p_moves_copies_as_the_original_does(family):
     close = 1e-2 if family == "switch_transformers" else 1e-3  # whose gradients come near Adam's epsilon
     assert found.inner == pytest.approx(1.0, rel=close)
     assert found.outer == pytest.approx(1.0, rel=close)
+    assert found.curvature == pytest.approx(1.0, rel=10 * close)
     assert found.loss_gap < 1e-5
     assert found.critical_rate == pytest.approx(found.original_critical_rate, rel=0.05)
 
