@@ -21,7 +21,7 @@ from dataclasses import asdict
 from transformers.utils import logging as transformers_logging
 
 from hf_mlp_fusion import FusionConfig, fuse_model
-from hf_mlp_fusion.cli.options import parse_layers, parse_width
+from hf_mlp_fusion.cli.options import parse_layers, parse_power, parse_width
 from hf_mlp_fusion.data import load_tokenizer, make_batches, read_texts
 from hf_mlp_fusion.measure import language_loss, model_size
 from hf_mlp_fusion.modeling.loading import load_stock_model
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--layers", default="all")
     for name in RECIPE:
         parser.add_argument(f"--{name}", default=getattr(FusionConfig(), name))
+    parser.add_argument("--power", type=parse_power, default="auto", help="of P")
     parser.add_argument("--steps", default="400", help="separated by commas, as the next five are")
     parser.add_argument("--target", default="logits")
     parser.add_argument("--train", default="ffns")
@@ -66,7 +67,7 @@ def main() -> None:
         "width      target        train      rate   rows steps seed  share  fused  healed  divergence        seconds"
     )
     for width in options.width.split(","):
-        recipe = {name: getattr(options, name) for name in RECIPE}
+        recipe = {name: getattr(options, name) for name in (*RECIPE, "power")}
         config = FusionConfig(width=parse_width(width), layers=parse_layers(options.layers), **recipe)
         started = time.perf_counter()
         fused = fuse_model(model, config, calibration=calibration, tokenizer=tokenizer)
