@@ -7,20 +7,20 @@
 DATA is a folder with `TASK/{train,validation}.parquet`. The last 8 FFNs go to a quarter, calibrated on 512 rows of the
 task; three epochs of 32 rows, and the rest as `hf-mlp-fusion bench glue` trains: AdamW, 6 % of the steps to the peak,
 clipped at 1. A tenth of the training rows is held out: the epoch, and in the table of scores the rate, are chosen on
-it. Whole steps are captured as CUDA graphs and four seeds run side by side, so that a run takes seconds. What is in
-OUT.jsonl already is not run again; runs in the order of the arguments until `--seconds` are over.
+it. Processes share the GPU, which one alone leaves idle most of the time. What is in OUT.jsonl already is not run
+again; no run begins after `--seconds`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import functools
 import itertools
 import json
 import math
 import statistics
+import tempfile
 import time
 import warnings
 from collections import defaultdict
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import pandas
 import torch
+import torch.multiprocessing
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -37,8 +38,7 @@ from hf_mlp_fusion.baselines import reduce_model
 from hf_mlp_fusion.bench.glue import GLUE
 from hf_mlp_fusion.metrics import load
 
-EPOCHS, BATCH, WARMUP, CALIBRATION, SLOTS, WINDOW = 3, 32, 0.06, 512, 4, 20
-LENGTHS = (32, 64, 128)
+EPOCHS, BATCH, WARMUP, CALIBRATION, WINDOW, LONGEST = 3, 32, 0.06, 512, 20, 128
 RECIPE = FusionConfig(width=0.25, layers="last:8")
 FORMS = {
     "P-matched": {"power": 1.0, "ntk": "match"},
@@ -50,164 +50,92 @@ VARIANTS = {"unclipped": {"clip": 1e9}, "beta2": {"betas": (0.9, 0.98)}, "warmup
 
 
 class Rows:
-    """Rows of a task on the device: token ids, mask, labels, and the length of each."""
+    """Rows of a task: token ids, mask, labels, and the length of each."""
 
     def __init__(self, table, task, tokenizer, device):  # type: ignore[no-untyped-def]
         texts = [list(table[column]) for column in GLUE[task].texts]
-        coded = tokenizer(*texts, padding="max_length", truncation=True, max_length=LENGTHS[-1], return_tensors="pt")
-        self.ids, self.mask = coded.input_ids.to(device), coded.attention_mask.to(device)
+        coded = tokenizer(*texts, padding="max_length", truncation=True, max_length=LONGEST, return_tensors="pt")
         dtype = torch.float32 if task == "stsb" else torch.long
-        self.labels = torch.tensor(table.label.to_numpy(), dtype=dtype, device=device)
         self.lengths = coded.attention_mask.sum(1)
+        self.ids, self.mask = coded.input_ids.to(device), coded.attention_mask.to(device)
+        self.labels = torch.tensor(table.label.to_numpy(), dtype=dtype).to(device)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def batch(self, index: Tensor) -> dict[str, Tensor]:
+        """Rows as a model takes them, cut to the longest.
 
-class Slot:
-    """A model that is trained over and over: its steps are captured once, then weights are put back between runs."""
+        Args:
+            index: Their numbers, on the CPU.
+        """
+        longest = int(self.lengths[index].max())
+        index = index.to(self.ids.device)
+        return {"input_ids": self.ids[index, :longest], "attention_mask": self.mask[index, :longest]}
 
-    def __init__(self, model, train: Rows, evaluated: dict[str, Rows], clip=1.0, betas=(0.9, 0.999), warmup=WARMUP):  # type: ignore[no-untyped-def]
-        self.model, self.train, self.evaluated = model, train, evaluated
-        self.clip, self.warmup = clip, warmup
-        self.steps = EPOCHS * (len(train) // BATCH)
-        device = train.ids.device
-        self.on_gpu = device.type == "cuda"
-        self.stream = torch.cuda.Stream() if self.on_gpu else None
-        self.rate = torch.zeros((), device=device)
-        self.rates = torch.zeros(self.steps, device=device)
-        self.losses = torch.zeros(self.steps, device=device)
-        self.order = torch.zeros(self.steps, BATCH, dtype=torch.long, device=device)
-        self.counter = torch.zeros(1, dtype=torch.long, device=device)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.rate, betas=betas, weight_decay=0.01, fused=self.on_gpu, capturable=self.on_gpu
-        )
-        self.graphs: dict[object, torch.cuda.CUDAGraph] = {}
-        self.logits = {
-            name: torch.zeros(len(rows), model.config.num_labels, device=device) for name, rows in evaluated.items()
-        }
-        self.place = torch.zeros(256, dtype=torch.long, device=device)
-        self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None
 
-    def begin(self, state, rate: float, seed: int) -> None:  # type: ignore[no-untyped-def]
-        """Puts weights and optimizer back, and draws the order of the rows."""
-        with torch.no_grad():
-            own = self.model.state_dict()
-            for name, tensor in state.items():
-                own[name].copy_(tensor)
-            for values in self.optimizer.state.values():
-                for tensor in values.values():
-                    tensor.zero_()
-        generator = torch.Generator().manual_seed(seed)
-        count = len(self.train)
-        epochs = [torch.randperm(count, generator=generator)[: count // BATCH * BATCH] for _ in range(EPOCHS)]
-        order = torch.cat(epochs).view(-1, BATCH)
-        longest = self.train.lengths[order].max(1).values.tolist()
-        self.cuts = [next(length for length in LENGTHS if length >= most) for most in longest]
-        self.order.copy_(order)
-        rising = self.warmup * self.steps
-        peak = [min((step + 1) / rising, (self.steps - step) / (self.steps - rising)) for step in range(self.steps)]
-        self.rates.copy_(torch.tensor(peak) * rate)
-        self.counter.zero_()
-        torch.cuda.manual_seed(seed) if self.on_gpu else torch.manual_seed(seed)
-
-    def _train(self, length: int) -> None:
-        index = self.order.index_select(0, self.counter)[0]
-        self.rate.copy_(self.rates.index_select(0, self.counter)[0])
-        ids, mask = (part.index_select(0, index)[:, :length] for part in (self.train.ids, self.train.mask))
-        labels = self.train.labels.index_select(0, index)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model(input_ids=ids, attention_mask=_additive(mask), labels=labels).loss
+def fine_tuned(model, rows: dict[str, Rows], task: str, rate: float, seed: int, variant: str):  # type: ignore[no-untyped-def]
+    """Trains a model in place; its scores after each epoch, and its smoothed loss curve."""
+    settings = {"clip": 1.0, "betas": (0.9, 0.999), "warmup": WARMUP} | VARIANTS.get(variant, {})
+    train, metric = rows["train"], load("glue", task)
+    per_epoch = len(train) // BATCH
+    steps = EPOCHS * per_epoch
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=settings["betas"], weight_decay=0.01, fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    losses = []
+    scores: dict[str, list] = {"held": [], "dev": [], "same": []}  # type: ignore[type-arg]
+    for step in range(steps):
+        if step % per_epoch == 0:
+            model.train()
+            order = torch.randperm(len(train), generator=generator)
+        rising = settings["warmup"] * steps
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min((step + 1) / rising, (steps - step) / (steps - rising))
+        start = step % per_epoch * BATCH
+        index = order[start : start + BATCH]
+        loss = model(**train.batch(index), labels=train.labels[index.to(train.labels.device)]).loss
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip, foreach=True)
-        self.optimizer.step()
-        self.losses.index_copy_(0, self.counter, loss.detach()[None])
-        self.counter.add_(1)
-
-    @torch.no_grad()
-    def _evaluate(self, name: str, length: int) -> None:
-        rows = self.evaluated[name]
-        ids, mask = (part.index_select(0, self.place)[:, :length] for part in (rows.ids, rows.mask))
-        self.logits[name].index_copy_(0, self.place, self.model(input_ids=ids, attention_mask=_additive(mask)).logits)
-
-    def run(self, step: int) -> None:
-        """A step, without waiting for it."""
-        self._replay(self.cuts[step], functools.partial(self._train, self.cuts[step]), training=True)
-
-    def evaluate(self) -> dict[str, Tensor]:
-        """Logits of all rows."""
-        for name, rows in self.evaluated.items():
-            length = next(length for length in LENGTHS if length >= int(rows.lengths.max()))
-            for start in range(0, len(rows), 256):
-                with self._own_stream():
-                    self.place.copy_(torch.arange(start, start + 256).clamp_max(len(rows) - 1))
-                self._replay((name, length), functools.partial(self._evaluate, name, length), training=False)
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        return {name: logits.float().cpu() for name, logits in self.logits.items()}
-
-    def _own_stream(self):  # type: ignore[no-untyped-def]
-        return torch.cuda.stream(self.stream) if self.on_gpu else contextlib.nullcontext()
-
-    def _replay(self, key, body, *, training: bool) -> None:  # type: ignore[no-untyped-def]
-        if key not in self.graphs:
-            self.model.train(training)
-            if not self.on_gpu:
-                body()
-                return
-            self._capture(key, body)
-        with self._own_stream():
-            self.graphs[key].replay()
-
-    def _capture(self, key, body) -> None:  # type: ignore[no-untyped-def]
-        kept = [tensor.clone() for tensor in self._changing()]
-        torch.cuda.synchronize()
-        with torch.cuda.stream(self.stream):
-            body()  # which makes the optimizer's state, and what libraries make on first use
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            body()
-        fresh = len(kept) < len(self._changing())
-        with torch.no_grad():
-            for tensor, before in zip(self._changing(), kept, strict=False):
-                tensor.copy_(before)
-            if fresh:
-                for values in self.optimizer.state.values():
-                    for tensor in values.values():
-                        tensor.zero_()
-        torch.cuda.synchronize()
-        self.graphs[key] = graph
-
-    def _changing(self) -> list[Tensor]:
-        states = [tensor for values in self.optimizer.state.values() for tensor in values.values()]
-        return [*self.model.parameters(), self.counter, self.losses, *self.logits.values(), *states]
+        nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+        if (step + 1) % per_epoch == 0:
+            for name in ("held", "dev"):
+                value, same = score(metric, task, answers(model, rows[name]), rows[name])
+                scores[name].append(round(value, 2))
+            scores["same"].append(same)
+    curve = torch.stack(losses)[: steps // WINDOW * WINDOW].view(-1, WINDOW).mean(1).tolist()
+    return {**scores, "curve": [round(value, 4) for value in curve]}
 
 
-def _additive(mask: Tensor) -> Tensor:
-    """A mask that needs no look at its values, which a capture could not take."""
-    lowest = torch.finfo(torch.float32).min
-    return ((1.0 - mask.float()) * lowest)[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+@torch.no_grad()
+def answers(model, rows: Rows) -> Tensor:  # type: ignore[no-untyped-def]
+    """The logits of all rows, those of like length together."""
+    model.eval()
+    order = rows.lengths.argsort()
+    logits = torch.cat([model(**rows.batch(index)).logits for index in order.split(256)]).float().cpu()
+    return logits[order.argsort()]
 
 
-def prepared(task: str, options):  # type: ignore[no-untyped-def]
-    """Training and evaluation rows, the unfused model, and batches to calibrate on."""
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    table = pandas.read_parquet(options.data / task / "train.parquet").sample(frac=1, random_state=0)
+@functools.lru_cache(maxsize=1)
+def prepared(task: str, model: str, data: Path, device: str) -> dict[str, Rows]:
+    """Rows to train on, rows held out of them, and the validation rows."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    table = pandas.read_parquet(data / task / "train.parquet").sample(frac=1, random_state=0)
     held = len(table) // 10
     parts = {"held": table.iloc[:held], "train": table.iloc[held:]}
-    parts["dev"] = pandas.read_parquet(options.data / task / "validation.parquet")
-    rows = {name: Rows(part, task, tokenizer, options.device) for name, part in parts.items()}
+    parts["dev"] = pandas.read_parquet(data / task / "validation.parquet")
+    return {name: Rows(part, task, tokenizer, device) for name, part in parts.items()}
+
+
+def unfused(task: str, rows: Rows, options):  # type: ignore[no-untyped-def]
+    """The stock model with a new head, and batches to calibrate on."""
     torch.manual_seed(0)
     labels = 1 if task == "stsb" else 2
     model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=labels, dtype=torch.float32)
-    some = rows["train"]
-    batches = []
-    for start in range(0, CALIBRATION, BATCH):
-        longest = int(some.lengths[start : start + BATCH].max())
-        part = {"input_ids": some.ids, "attention_mask": some.mask}
-        batches.append({name: tensor[start : start + BATCH, :longest] for name, tensor in part.items()})
-    return rows, model.to(options.device).eval(), batches
+    batches = [rows.batch(index) for index in torch.arange(CALIBRATION).split(BATCH)]
+    return model.to(options.device).eval(), batches
 
 
 def reduced(model, form: str, batches):  # type: ignore[no-untyped-def]
@@ -222,17 +150,6 @@ def reduced(model, form: str, batches):  # type: ignore[no-untyped-def]
     return reduce_model(model, RECIPE, form, calibration=batches if form in ("flap", "wanda", "nirvana") else None)
 
 
-def start_of(model, seed: int) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
-    """Weights with a head drawn from a seed, as stock heads are."""
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in state.items():
-        if name.startswith("classifier."):
-            drawn = torch.empty(tensor.shape).normal_(0.0, model.config.initializer_range, generator=generator)
-            state[name] = drawn if name.endswith("weight") else torch.zeros(tensor.shape)
-    return state
-
-
 def score(metric, task: str, logits: Tensor, rows: Rows) -> tuple[float, bool]:  # type: ignore[no-untyped-def]
     """The task's score in percent, and whether all predictions are the same."""
     predictions = logits[:, 0] if task == "stsb" else logits.argmax(-1)
@@ -241,62 +158,58 @@ def score(metric, task: str, logits: Tensor, rows: Rows) -> tuple[float, bool]: 
     return value if math.isfinite(value) else 0.0, bool(predictions.float().std() < 1e-3 * rows.labels.float().std())
 
 
+@functools.lru_cache(maxsize=1)
+def _start(folder: str):  # type: ignore[no-untyped-def]
+    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+
+
+def run(job):  # type: ignore[no-untyped-def]
+    """One run, in a process of its own."""
+    options, folder, task, form, rate, seed, end = job
+    if time.time() > end:
+        return None
+    quiet()
+    started = time.perf_counter()
+    model = copy.deepcopy(_start(folder))
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.named_parameters():  # a head drawn from the seed, as stock heads are
+        if name.startswith("classifier."):
+            drawn = torch.empty(tensor.shape).normal_(0.0, model.config.initializer_range, generator=generator)
+            tensor.data.copy_(drawn if name.endswith("weight") else torch.zeros(tensor.shape))
+    rows = prepared(task, options.model, options.data, options.device)
+    found = fine_tuned(model.to(options.device), rows, task, rate, seed, form.partition("/")[2])
+    return {"task": task, "form": form, "rate": rate, "seed": seed, **found, "s": round(time.perf_counter() - started)}
+
+
 def runs(options):  # type: ignore[no-untyped-def]
     """Makes the runs that are not there yet."""
-    began = time.monotonic()
+    end = time.time() + options.seconds
     out = Path(options.out)
-    lines = read(out)
-    done = {(line["task"], line["form"], line["rate"], line["seed"]) for line in lines}
-    for task in options.tasks:
-        rows, model, batches = prepared(task, options)
-        metric = load("glue", task)
-        evaluated = {name: rows[name] for name in ("held", "dev")}
-        for form in options.forms:
-            wanted = list(itertools.product(options.rates, options.seeds))
-            if all((task, form, rate, seed) in done for rate, seed in wanted):
-                continue
-            name, _, variant = form.partition("/")
-            fused = reduced(model, name, batches)
-            slots = [
-                Slot(copy.deepcopy(fused), rows["train"], evaluated, **VARIANTS.get(variant, {}))
-                for _ in range(min(SLOTS, len(options.seeds)))
-            ]
-            for rate in options.rates:
-                todo = [seed for seed in options.seeds if (task, form, rate, seed) not in done]
-                for start in range(0, len(todo), len(slots)):
-                    if time.monotonic() - began > options.seconds:
-                        return
-                    group = list(zip(slots, todo[start : start + len(slots)], strict=False))
-                    for line in together(group, fused, metric, task, form, rate, evaluated):
-                        with out.open("a") as file:
-                            file.write(json.dumps(line) + "\n")
-            del slots, fused
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+    done = {(line["task"], line["form"], line["rate"], line["seed"]) for line in read(out)}
 
+    def note(line) -> None:  # type: ignore[no-untyped-def]
+        if line is not None:
+            with out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
-def together(group, fused, metric, task, form, rate, evaluated):  # type: ignore[no-untyped-def]
-    """Some seeds side by side."""
-    started = time.perf_counter()
-    for slot, seed in group:
-        slot.begin(start_of(fused, seed), rate, seed)
-    scores: dict[int, dict[str, list]] = {seed: {"held": [], "dev": [], "same": []} for _, seed in group}  # type: ignore[type-arg]
-    steps = group[0][0].steps
-    for step in range(steps):
-        for slot, _ in group:
-            slot.run(step)
-        if (step + 1) % (steps // EPOCHS) == 0:
-            for slot, seed in group:
-                for name, logits in slot.evaluate().items():
-                    value, same = score(metric, task, logits, evaluated[name])
-                    scores[seed][name].append(round(value, 2))
-                    if name == "dev":
-                        scores[seed]["same"].append(same)
-    seconds = round((time.perf_counter() - started) / len(group), 1)
-    for slot, seed in group:
-        curve = slot.losses[: steps // WINDOW * WINDOW].view(-1, WINDOW).mean(1).tolist()
-        curve = [round(value, 4) for value in curve]
-        yield {"task": task, "form": form, "rate": rate, "seed": seed, **scores[seed], "curve": curve, "s": seconds}
+    context = torch.multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as work, context.Pool(options.processes) as pool:
+        waiting = []
+        for task in options.tasks:
+            rows = prepared(task, options.model, options.data, options.device)
+            model, batches = unfused(task, rows["train"], options)
+            for form in options.forms:
+                wanted = itertools.product(options.rates, options.seeds)
+                todo = [item for item in wanted if (task, form, *item) not in done]
+                if not todo or time.time() > end:
+                    continue
+                folder = f"{work}/{task}-{form.replace('/', '-')}"
+                reduced(model, form.partition("/")[0], batches).save_pretrained(folder)
+                for rate, seed in todo:
+                    job = (options, folder, task, form, rate, seed, end)
+                    waiting.append(pool.apply_async(run, (job,), callback=note))
+        for item in waiting:
+            item.get()
 
 
 def read(path: Path) -> list[dict]:  # type: ignore[type-arg]
@@ -335,7 +248,9 @@ def table(lines: list[dict]) -> None:  # type: ignore[type-arg]
         top = max(groups, key=lambda own: statistics.mean(max(line["held"]) for line in own))
         chosen[form][task] = statistics.mean(map(best, top))
     for form, scores in chosen.items():
-        whole = [scores[task] / chosen["unfused"][task] for task in scores if task in chosen.get("unfused", {})]
+        whole = [
+            scores[task] / chosen["unfused"][task] for task in scores if chosen.get("unfused", {}).get(task, 0.0) > 0
+        ]
         share = f"{100 * statistics.mean(whole):.1f} %" if whole else ""
         cells = " | ".join(f"{scores[task]:.2f}" if task in scores else "" for task in sorted({t for t, *_ in kept}))
         print(f"| {form} | {cells} | {statistics.mean(scores.values()):.2f} | {share} |")
@@ -356,17 +271,24 @@ def main() -> None:
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=["stsb", "cola", "mrpc"])
     parser.add_argument("--rates", type=lambda text: [*map(float, text.split(","))], default=[1e-4, 5e-5])
     parser.add_argument("--seeds", type=lambda text: list(range(int(text))), default=list(range(10)))
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if options.table:
         table([line for path in options.table for line in read(path)])
         return
+    quiet()
+    runs(options)
+
+
+def quiet() -> None:
+    """No warnings and bars among the tables; products in TF32, as the bench has them."""
     warnings.simplefilter("ignore")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = True
-    runs(options)
 
 
 if __name__ == "__main__":
