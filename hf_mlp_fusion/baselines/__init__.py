@@ -47,10 +47,10 @@ def _fusion(**fields: str) -> Reduce:
     return lambda model, config, calibration: fuse_model(model, replace(config, **fields))  # type: ignore[arg-type]
 
 
-def _calibrated(data: str | None = None, **fields: str) -> Reduce:
+def _calibrated(data: str | None = None, **fields: Any) -> Reduce:
     def reduce(model: PreTrainedModel, config: FusionConfig, calibration: Any) -> Any:
         check_data(data or calibration)
-        return fuse_model(model, replace(config, **fields), calibration=data or calibration)  # type: ignore[arg-type]
+        return fuse_model(model, replace(config, **fields), calibration=data or calibration)
 
     return reduce
 
@@ -67,7 +67,8 @@ METHODS: dict[str, Reduce] = {
     "fusion_bias": _calibrated(selection="clusters", refit="bias"),
     "fusion_output": _calibrated(selection="clusters", refit="output"),
     "fusion_calibrated": _calibrated(),
-    "fusion_calibrated_raw": _calibrated(ntk="none"),
+    "fusion_matched": _calibrated(power=1.0, ntk="match"),
+    "fusion_calibrated_raw": _calibrated(power=1.0, ntk="none"),
     "fusion_auto": _searched,
     "fusion_sampled": _calibrated(SAMPLED),
     "cluster": _data_free(functools.partial(reduce_ffns, method=CLUSTER)),
@@ -85,9 +86,10 @@ METHODS: dict[str, Reduce] = {
     "nirvana": NIRVANA,
 }
 """Methods by name. `fusion` clusters as the recipe says and `fusion_kmeans` as the paper does, both without data.
-`fusion_calibrated` is the default with calibration data (`_raw`: without the NTK match; `_auto`: widths searched for),
-`fusion_sampled` the same on what the model writes itself; `fusion_bias` and `fusion_output` refit clusters. The others
-are rivals: the paper's, without data; `flap`, `wanda`, `compact`, `sdmprune` and `nirvana`, newer ones that score
+`fusion_calibrated` is the default with calibration data, `fusion_auto` with widths searched for, `fusion_matched` with
+P as in the paper and its kernels matched (`fusion_calibrated_raw`: not matched), `fusion_sampled` the default on what
+the model writes itself; `fusion_bias` and `fusion_output` refit clusters. The others are rivals: the paper's, without
+data; `flap`, `wanda`, `compact`, `sdmprune` and `nirvana`, newer ones that score
 units on the rows that `fusion_calibrated` uses; and `reap`, which drops whole experts of mixtures."""
 
 

@@ -77,12 +77,13 @@ def fuse(
         typer.Option(help=f"{', '.join(REFITS)}. auto: output with texts, none without.", rich_help_panel=HOW),
     ] = DEFAULTS.refit,
     ntk: Annotated[
-        str, typer.Option(help=f"{', '.join(NTKS)}. auto: match with obs, none with clusters.", rich_help_panel=HOW)
+        str, typer.Option(help=f"{', '.join(NTKS)}. auto: match with obs and power 1, else none.", rich_help_panel=HOW)
     ] = DEFAULTS.ntk,
     power: Annotated[
         str,
         typer.Option(
-            help="Power of the cluster sizes that stands apart as P: 1 as in the paper, 0 for none, or auto.",
+            help="Power of the cluster sizes that stands apart as P: 1 as in the paper, 0 for none. auto: 0 with "
+            "texts, 1 without.",
             rich_help_panel=HOW,
         ),
     ] = str(DEFAULTS.power),

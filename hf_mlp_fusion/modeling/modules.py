@@ -136,7 +136,7 @@ class ClusterScaling(UnitScaling, nn.Module):
             self.remember()
         if known:
             self.scales = scales[..., :3].float().tolist()
-            self.power = float(scales.flatten()[3]) if scales.shape[-1] == 4 else 1.0
+            self.power = round(float(scales.flatten()[3]), 6) if scales.shape[-1] == 4 else 1.0
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):  # type: ignore[no-untyped-def]
         # nn.Module's hook for `state_dict`, which all ways to save go through: no broken P gets out.

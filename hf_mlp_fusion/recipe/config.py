@@ -38,7 +38,7 @@ class FusionConfig:
         refit: What is fitted to calibration data afterwards.
         ntk: Whether the size of the training dynamics is matched on calibration data.
         power: Power of the cluster sizes that stands apart as P while the rest is in the weights, which changes no
-            output and how the model trains: 1 as in the paper, 0.5, or 0 for no P.
+            output and how the model trains: 1 as in the paper, 0.5, or 0 for no P (docs/dynamics.md).
         seed: Seed of the clustering, where it has any randomness (`"kmeans"`; Ward has none).
         multiple_of: Shares are rounded to a multiple of this number of units, so that widths suit the hardware.
         metric: What an error of an FFN's output costs, when units are chosen and widths searched for by calibration.
@@ -91,14 +91,14 @@ class FusionConfig:
         default="auto",
         metadata={
             "help": '"none", "match" (give the Adam kernels the original\'s size: calibrate_ntk), or "auto": match '
-            "with obs, whose kernels would be off; none with clusters, whose kernels are not."
+            "with obs and power 1, none otherwise."
         },
     )
     power: float | str = field(
         default="auto",
         metadata={
             "help": "Power of the cluster sizes that stands apart as P, from 0 (all in the weights) to 1 (as in the "
-            'paper), or "auto".'
+            'paper), or "auto": 0 with obs, 1 with clusters.'
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the clustering, where it has any randomness."})
@@ -180,7 +180,9 @@ class FusionConfig:
             selection = "obs" if calibrated and refit in ("auto", "output") else "clusters"
         if refit == "auto":
             refit = "output" if calibrated else "none"
-        power = self.power if isinstance(self.power, int | float) else 1.0
+        power = self.power
+        if isinstance(power, str):
+            power = 0.0 if selection == "obs" else 1.0
         if ntk == "auto":
             ntk = "match" if selection == "obs" and power == 1 else "none"
         metric = self.metric
@@ -205,7 +207,7 @@ class FusionConfig:
             raise FusionConfigError("selection='obs' needs a refit: write refit='output'")
         if calibrated and not any(wants.values()):
             raise FusionConfigError("calibration data have no use with refit='none' and ntk='none': leave them out")
-        return replace(self, selection=selection, metric=metric, refit=refit, ntk=ntk, power=float(power))
+        return replace(self, selection=selection, metric=metric, refit=refit, ntk=ntk, power=round(float(power), 6))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain JSON values."""

@@ -175,7 +175,9 @@ class Fusion:
         """
         if power == self.power:
             return self
-        factor = self.cluster_sizes.to(self.weights.down.device, torch.float64) ** (self.power - power)
+        sizes = self.cluster_sizes.to(self.weights.down.device)
+        # In single precision, as the forward has it: what is divided by here is what is multiplied by there.
+        factor = (sizes**self.power).double() / (sizes**power).double()
         down = (self.weights.down * factor).to(self.weights.down.dtype)
         return Fusion(replace(self.weights, down=down), self.cluster_sizes, power)
 

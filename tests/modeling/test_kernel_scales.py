@@ -16,7 +16,7 @@ from hf_mlp_fusion import BrokenCheckpointError, FusionConfig, calibrate_ntk, ex
 from hf_mlp_fusion.families import FAMILIES
 from hf_mlp_fusion.modeling.find import find_ffns
 
-CONFIG = FusionConfig(width=16)
+CONFIG = FusionConfig(width=16, power=1)
 SCALES = ("kernel_scales",)
 
 

@@ -22,11 +22,11 @@ OPTIMIZERS = {
 SIZES = [1, 3, 5, 7, 9, 11, 13, 15]  # 64 units that are copies of 8
 
 
-def fused_pair(stock):
+def fused_pair(stock, power=1.0):
     """A model whose units are copies of each other, and the same fused to the distinct ones: they compute the same."""
     stock = stock.double().eval()
     copy_units(stock, torch.arange(64).double().sqrt().long())
-    fused = fuse_model(stock, FusionConfig(width=len(SIZES), targets="all"))
+    fused = fuse_model(stock, FusionConfig(width=len(SIZES), targets="all", power=power))
     assert all(sorted(ffn.owner.cluster_sizes.tolist()) == SIZES for ffn in find_ffns(fused))
     return stock, fused
 
@@ -45,7 +45,7 @@ def train(model, steps=5, **options):
         return model(**inputs)[0]
 
 
-def assert_follows(stock, fused, **options):
+def assert_follows(stock, fused, off=0.1, **options):
     unmended = copy.deepcopy(fused)
     before, wanted = train(stock, 0, **options), train(stock, **options)
     with scale_gradients_for_sgd(fused):
@@ -53,7 +53,7 @@ def assert_follows(stock, fused, **options):
     moved = (wanted - before).norm()
     assert moved > 1e-3
     assert (mended - wanted).norm() < 1e-6 * moved
-    assert (train(unmended, **options) - wanted).norm() > 0.1 * moved
+    assert (train(unmended, **options) - wanted).norm() > off * moved
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,11 @@ def assert_follows(stock, fused, **options):
 )
 def test_it_follows_the_original_step_after_step(family, optimizer):
     assert_follows(*fused_pair(tiny_model(family)), **OPTIMIZERS[optimizer])
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_it_follows_at_every_power(power):
+    assert_follows(*fused_pair(tiny_model("gpt2"), power), off=0.02, **OPTIMIZERS["nesterov and decay"])
 
 
 @pytest.fixture
