@@ -3,14 +3,21 @@
 May import `recipe`, `families`, `files`, `tensors`. It knows folders and JSON, no model classes.
 """
 
-from .cards import write_card
-from .headers import check_stored_ffns, stored_tensors
-from .measured import Measured, read_measured
-from .push import Push, check_folder, push_folder
-from .saved import MODEL_TAG, read_saved
-from .side_files import carry_side_files, check_side_files
-from .stub import add_stub, has_stub, save_stub
-from .trainer import FusionCardMixin
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..late_imports import when_used
+
+if TYPE_CHECKING:
+    from .cards import write_card
+    from .headers import check_stored_ffns, stored_tensors
+    from .measured import Measured, read_measured
+    from .push import Push, check_folder, push_folder
+    from .saved import MODEL_TAG, read_saved
+    from .side_files import carry_side_files, check_side_files
+    from .stub import add_stub, has_stub, save_stub
+    from .trainer import FusionCardMixin
 
 __all__ = [
     "MODEL_TAG",
@@ -30,3 +37,25 @@ __all__ = [
     "stored_tensors",
     "write_card",
 ]
+
+__getattr__ = when_used(
+    __name__,
+    {
+        "FusionCardMixin": "trainer",
+        "MODEL_TAG": "saved",
+        "Measured": "measured",
+        "Push": "push",
+        "add_stub": "stub",
+        "carry_side_files": "side_files",
+        "check_folder": "push",
+        "check_side_files": "side_files",
+        "check_stored_ffns": "headers",
+        "has_stub": "stub",
+        "push_folder": "push",
+        "read_measured": "measured",
+        "read_saved": "saved",
+        "save_stub": "stub",
+        "stored_tensors": "headers",
+        "write_card": "cards",
+    },
+)
