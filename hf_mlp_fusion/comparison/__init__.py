@@ -1,6 +1,7 @@
 """Comparing fusion with its rivals on a user's own model and texts: rows, tables, pictures and a page.
 
-May import `baselines`, `measure`, `fusion` and what is below.
+May import `baselines`, `measure`, `fusion` and what is below. Its names are imported when used: reading results loads
+no torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What lies in a fused folder or repository, and what is written there: headers, cards, the stub, pushes.
 
-May import `recipe`, `families`, `files`, `tensors`. It knows folders and JSON, no model classes.
+May import `recipe`, `families`, `files`, `tensors`. It knows folders and JSON, no model classes. Its names are
+imported when used: what only reads a folder waits for nothing else.
 """
 
 from __future__ import annotations

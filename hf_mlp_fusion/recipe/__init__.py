@@ -1,6 +1,6 @@
 """What to fuse (`FusionConfig`), and what was fused (the config section and the receipt).
 
-May import `files` and `tensors`. It is read by `import hf_mlp_fusion`, so it stays light.
+May import `files`. `hf-mlp-fusion --help` passes through here, so it loads no torch.
 """
 
 from .config import CLUSTERINGS, METRICS, NTKS, REFITS, SELECTIONS, TARGETS, FusionConfig, check_recipe
