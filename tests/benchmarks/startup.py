@@ -19,13 +19,13 @@ CLI = [sys.executable, "-m", "hf_mlp_fusion.cli"]
 def main() -> None:
     """Prints a row a command."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--fused", help="a fused folder, for the verbs that read one")
+    parser.add_argument("--fused", help="a fused folder, for `inspect`")
     parser.add_argument("--comparison", help="a folder of `hf-mlp-fusion compare`")
     parser.add_argument("--runs", type=int, default=7)
     options = parser.parse_args()
     verbs = ["demo", "fuse", "tune", "inspect", "families", "compare", "report", "export", "card", "push", "bench"]
     commands = [["--version"], ["--help"], *([verb, "--help"] for verb in verbs), ["families"]]
-    commands += [[verb, options.fused] for verb in ("inspect", "card") if options.fused]
+    commands += [["inspect", options.fused]] if options.fused else []
     commands += [["report", options.comparison]] if options.comparison else []
     for command in commands:
         taken = [_seconds([*CLI, *command]) - _seconds([sys.executable, "-c", "pass"]) for _ in range(options.runs)]
