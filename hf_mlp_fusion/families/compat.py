@@ -23,6 +23,7 @@
   `classes.py`);
 - `transformers.modeling_utils._add_variant` (`headers.py`);
 - `PreTrainedModel._upload_modified_files`, which uploads what a push has saved (`classes.py`);
+- `huggingface_hub.errors.HTTPError`, by which it knows errors of its HTTP client, whichever that is (`push.py`);
 - the tables `TRANSFORMERS_MODELS_TO_*` of `peft.utils.constants` (`adapters.py`).
 """
 

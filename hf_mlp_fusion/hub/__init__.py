@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .cards import write_card
     from .headers import check_stored_ffns, stored_tensors
     from .measured import Measured, read_measured
-    from .push import Push, check_folder, push_folder
+    from .push import Push, check_folder, hub_errors, push_folder
     from .saved import MODEL_TAG, read_saved
     from .side_files import carry_side_files, check_side_files
     from .stub import add_stub, has_stub, save_stub
@@ -31,6 +31,7 @@ __all__ = [
     "check_side_files",
     "check_stored_ffns",
     "has_stub",
+    "hub_errors",
     "push_folder",
     "read_measured",
     "read_saved",
@@ -52,6 +53,7 @@ __getattr__ = when_used(
         "check_side_files": "side_files",
         "check_stored_ffns": "headers",
         "has_stub": "stub",
+        "hub_errors": "push",
         "push_folder": "push",
         "read_measured": "measured",
         "read_saved": "saved",
