@@ -5,6 +5,7 @@
 - `PreTrainedModel.post_init`, which a model's `__init__` calls when its modules exist (`classes.py`);
 - `PreTrainedModel.initialize_weights` and `transformers.initialization` (`classes.py`);
 - `nn.Module._load_from_state_dict` of torch (`modules.py`);
+- `huggingface_hub.errors.HTTPError`, what its errors and those of its HTTP client have in common, whichever that is (`push.py`);
 - `Trainer._prepare_inputs` (`training/trainer.py`);
 - `_hf_hook`, by which accelerate marks the models that it places (`training/teacher.py`);
 - `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`neighbours.py`);
@@ -23,7 +24,6 @@
   `classes.py`);
 - `transformers.modeling_utils._add_variant` (`headers.py`);
 - `PreTrainedModel._upload_modified_files`, which uploads what a push has saved (`classes.py`);
-- `huggingface_hub.errors.HTTPError`, by which it knows errors of its HTTP client, whichever that is (`push.py`);
 - the tables `TRANSFORMERS_MODELS_TO_*` of `peft.utils.constants` (`adapters.py`).
 """
 

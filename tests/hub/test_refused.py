@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from conftest import tiny_model
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from hf_mlp_fusion import FusionConfig, FusionConfigError, fuse_model
 from hf_mlp_fusion.errors import HubError
@@ -76,9 +75,3 @@ def test_a_model_pushed_to_a_hub_that_is_not_there(folder, tmp_path):
     for line in lines:
         assert line.startswith("owner/name could not be pushed to, and no file there was changed: ")
         assert "xxxx" not in line
-
-
-def test_errors_of_the_hub_are_http_errors():
-    """Whichever client it has (httpx, httpx2); that it cannot connect is one too, as the test above shows."""
-    assert issubclass(HfHubHTTPError, HTTPError)
-    assert HTTPError.__module__.startswith("httpx")
