@@ -34,7 +34,10 @@ def build(folder: Path) -> None:
     """
     found = pkgutil.walk_packages(hf_mlp_fusion.__path__, f"{ROOT}.")
     names = [module.name for module in found if not module.name.startswith(WITHOUT_PAGE)]
-    pages = {name: pdoc.doc.Module(importlib.import_module(name)) for name in names}
+    modules = {name: importlib.import_module(name) for name in names}
+    for module in modules.values():  # pdoc wants names to be there that are imported when used
+        vars(module).update({name: getattr(module, name) for name in getattr(module, "__all__", ())})
+    pages = {name: pdoc.doc.Module(module) for name, module in modules.items()}
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.md"))}
     texts["commands"] = command_page()
     texts["index"] = front_page(pages, texts)

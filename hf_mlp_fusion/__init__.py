@@ -1,7 +1,7 @@
 """MLP Fusion for Hugging Face models: narrower FFNs and experts that keep the training dynamics.
 
-Importing this package registers the fused model types with transformers' Auto classes. Everything else is imported
-when first used.
+Importing this package registers the fused model types with transformers' Auto classes, as soon as those are imported.
+Everything else is imported when first used.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .modeling.registration import register_family
+from .late_imports import after_import, when_used
 
 if TYPE_CHECKING:
     from .errors import BrokenCheckpointError, FusionConfigError, FusionError, FusionWarning, UnsupportedModelError
     from .export import export_plain, fold, unfold
     from .fusion import calibrate_ntk, fuse_model
     from .modeling.modules import ClusterScaling, FusedMLP
+    from .modeling.registration import register_family
     from .recipe import FusionConfig, FusionReport
     from .training import freeze_routers, router_losses
 
@@ -36,6 +37,7 @@ _LAZY = {
     "fold": "export",
     "freeze_routers": "training",
     "fuse_model": "fusion",
+    "register_family": "modeling.registration",
     "router_losses": "training",
     "unfold": "export",
 }
@@ -61,13 +63,20 @@ __all__ = [
 ]
 
 
+_late = when_used(__name__, _LAZY)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     if name == "registration":  # the stub of version 0.1 imports it, and looks for config classes there
         return importlib.import_module(".modeling", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _late(name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
+
+
+after_import(
+    "transformers.models.auto.configuration_auto",  # whoever uses an Auto class has imported it
+    lambda: importlib.import_module(".modeling.registration", __name__),
+)

@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub reads it:
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, settings
 from transformers import PreTrainedModel
 
 from hf_mlp_fusion.cli import main
@@ -19,6 +20,9 @@ from hf_mlp_fusion.modeling.find import find_ffns
 
 # Tiny tensors: threads would only wait for each other.
 torch.set_num_threads(1)
+# What hypothesis takes for slow is a busy machine.
+settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_machine")
 
 REAL_MODELS = Path(os.environ.get("HF_MLP_FUSION_TEST_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 BUILT_MODELS = Path(os.environ.get("HF_MLP_FUSION_BUILT_MODELS", Path(__file__).parents[1] / "real-models"))

@@ -25,12 +25,11 @@ _BEFORE = "; ".join(
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
-def run_notebook(path: Path, timeout: float) -> nbformat.NotebookNode:
+def run_notebook(path: Path) -> nbformat.NotebookNode:
     """Runs a notebook where it lies, as Jupyter does.
 
     Args:
         path: The notebook.
-        timeout: Seconds that one cell may take.
 
     Returns:
         The notebook with its new outputs. The file is as it was.
@@ -41,7 +40,7 @@ def run_notebook(path: Path, timeout: float) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook,
-        timeout=timeout,
+        timeout=None,
         record_timing=False,
         coalesce_streams=True,
         extra_arguments=[f"--IPKernelApp.exec_lines={_BEFORE}"],
@@ -57,4 +56,4 @@ def run_notebook(path: Path, timeout: float) -> nbformat.NotebookNode:
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        nbformat.write(run_notebook(Path(argument), timeout=480), argument)
+        nbformat.write(run_notebook(Path(argument)), argument)

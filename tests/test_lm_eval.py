@@ -40,7 +40,7 @@ def test_lm_eval_sees_the_fused_model(tmp_path):
     options = "run --model hf --model_args pretrained=fused --tasks tiny --include_path tasks --device cpu"
     command = [sys.executable, "-c", LINE, *options.split(), "--log_samples", "--output_path", "results"]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=200, capture_output=True)
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
 
     right = 0
     (samples,) = (tmp_path / "results").rglob("samples_tiny_*.jsonl")

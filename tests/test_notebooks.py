@@ -1,7 +1,7 @@
 """The notebooks run from top to bottom, and were saved with outputs that are fit to be read."""
 
 import re
-import time
+import resource
 from pathlib import Path
 
 import nbformat
@@ -10,7 +10,8 @@ from run_notebook import run_notebook
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 QUICK = ("1_quickstart",)
-LIMIT = 480.0  # seconds
+LIMIT = 480.0
+"""Seconds that a notebook may take on a core of its own: of CPU time, which a busy machine does not make longer."""
 # Such as /home/name or C:\Users; no part of a URL or of an HTML tag.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])/(?:home|mnt|opt|private|root|srv|tmp|usr|Users|var|work)/|\b[A-Z]:\\")
 
@@ -57,7 +58,7 @@ def test_committed_outputs(path):
 
 
 @pytest.mark.usefixtures("minilm_path")
-@pytest.mark.timeout(LIMIT + 60)
+@pytest.mark.timeout(8 * LIMIT)
 @pytest.mark.parametrize(
     "path",
     [pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.real) for path in NOTEBOOKS],
@@ -68,8 +69,9 @@ def test_runs(path, request, monkeypatch):
         models = request.getfixturevalue("real_model_path")("roberta-mini").parent
         monkeypatch.setenv("HF_MLP_FUSION_TEST_MODELS", str(models))
     beside = sorted(path.parent.iterdir())
-    started = time.monotonic()
-    notebook = run_notebook(path, timeout=LIMIT)
-    assert time.monotonic() - started < LIMIT
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    notebook = run_notebook(path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert 1 < after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < LIMIT
     check_outputs(notebook)
     assert sorted(path.parent.iterdir()) == beside  # what it writes goes into temporary folders

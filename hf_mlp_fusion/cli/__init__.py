@@ -18,6 +18,7 @@ from rich.markup import escape
 from .. import __version__
 from ..errors import FusionError, FusionWarning, is_memory_shortage
 from . import bench, card, compare, demo, export, families, fuse, inspect, push, report, tune
+from .piped import lines_where_piped
 
 __all__ = ["app", "main"]
 
@@ -73,7 +74,7 @@ def main() -> None:
     """Runs the command line; errors that a user can mend become one line and exit code 1."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), lines_where_piped():
             warnings.simplefilter("always", FusionWarning)
             warnings.showwarning = functools.partial(_show_warning, console, warnings.showwarning)
             app(prog_name=app.info.name)

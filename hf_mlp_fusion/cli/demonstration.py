@@ -20,7 +20,7 @@ from transformers import AutoModel, PreTrainedModel
 from ..data import load_tokenizer, save_carrying
 from ..files import output_folder
 from ..fusion import fuse_model
-from ..measure import Latency, OutputError, latency, output_error
+from ..measure import Latency, OutputError, latencies, output_error
 from ..modeling.loading import load_whole
 from ..recipe import FusionConfig, FusionReport
 
@@ -50,7 +50,7 @@ class DemoResult:
 
     report: FusionReport
     identical: bool
-    latency: tuple[Latency, Latency]
+    latency: list[Latency]
     output_error: OutputError
     similarities: list[tuple[float, float]]
 
@@ -89,7 +89,7 @@ def run_demo(name_or_path: str, config: FusionConfig, out: Path, *, calibrated: 
     return DemoResult(
         report=fused.fusion_report,
         identical=torch.equal(_embed_in_fresh_process(out, batch), after),
-        latency=(latency(model, batch), latency(fused, batch)),
+        latency=latencies([model, fused], batch),
         output_error=output_error(model, fused, [batch]),
         similarities=list(zip(_pair_similarities(before), _pair_similarities(after), strict=True)),
     )

@@ -9,8 +9,7 @@ from rich.console import Console
 
 from ..errors import FusionConfigError
 from ..files import check_output_folder, output_folder
-from ..recipe import METRICS, NTKS, REFITS, SELECTIONS, FusionConfig
-from ..tensors import CLUSTERINGS
+from ..recipe import CLUSTERINGS, METRICS, NTKS, REFITS, SELECTIONS, FusionConfig
 from .options import (
     DEFAULTS,
     HOW,

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..measure import NTK
 from .row import Row
 from .table import title
 
@@ -52,21 +51,19 @@ def draw_errors(rows: Sequence[Row], *, kernel: bool) -> Figure:
     return figure
 
 
-def draw_kernels(original: NTK, kernels: Mapping[str, NTK]) -> Figure:
+def draw_kernels(original: np.ndarray, kernels: Mapping[str, np.ndarray]) -> Figure:
     """Heat maps of the NTK: the original, then for each method its kernel and the difference.
 
     Args:
-        original: The original's kernel.
+        original: The original's kernel, `[N, N]`.
         kernels: Kernels by method.
     """
-    total = original.total.numpy()
-    limit = np.quantile(np.abs(total), 0.99) or 1.0
+    limit = np.quantile(np.abs(original), 0.99) or 1.0
     figure = Figure(figsize=(6.6, 2.0 * len(kernels)), layout="constrained")
     grid = figure.subplots(len(kernels), 3, squeeze=False)
     image = None
     for (method, kernel), cells in zip(kernels.items(), grid, strict=True):
-        own = kernel.total.numpy()
-        shown = ((total, "original"), (own, title(method)), (own - total, "difference"))
+        shown = ((original, "original"), (kernel, title(method)), (kernel - original, "difference"))
         for axes, (values, caption) in zip(cells, shown, strict=True):
             image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
             axes.set_title(caption, fontsize=9)

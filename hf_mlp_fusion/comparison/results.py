@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
 from ..errors import DataError
 from ..files import append_json, read_json
-from ..measure import NTK
 from .row import Row
+
+if TYPE_CHECKING:  # reading results needs no torch
+    from ..measure import NTK
 
 __all__ = ["RESULTS_NAME", "add_row", "read_kernel", "read_rows", "write_kernel"]
 
@@ -59,17 +63,17 @@ def write_kernel(folder: Path, key: str, kernel: NTK) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{key}.")
     os.close(handle)
     try:
-        save_file({name: block.contiguous() for name, block in kernel.blocks.items()}, temporary)
+        save_file({name: np.ascontiguousarray(block.cpu()) for name, block in kernel.blocks.items()}, temporary)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
 
 
-def read_kernel(folder: Path, key: str) -> NTK | None:
-    """Reads a kernel back; None where there is none, or none that is whole."""
+def read_kernel(folder: Path, key: str) -> dict[str, np.ndarray] | None:
+    """Reads the blocks of a kernel back; None where there is none, or none that is whole."""
     try:
-        return NTK("adam", load_file(_kernel_path(folder, key)))
+        return load_file(_kernel_path(folder, key))
     except (OSError, SafetensorError):
         return None
 

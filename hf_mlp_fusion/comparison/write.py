@@ -7,6 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import FusionConfigError
@@ -81,7 +82,8 @@ def _draw(folder: Path, rows: list[Row]) -> list[tuple[str, Path]]:
         )
     if by_ffn := [row for row in measured if row.ntk_errors]:
         figures.append(("Error of the Adam NTK by FFN", "ntk_error", draw_errors(by_ffn, kernel=True)))
-    kernels = {row.method: kernel for row in measured if (kernel := read_kernel(folder, row.key)) is not None}
+    blocks = {row.method: kernel for row in measured if (kernel := read_kernel(folder, row.key))}
+    kernels = {method: np.sum(list(kernel.values()), axis=0) for method, kernel in blocks.items()}
     original = kernels.pop("original", None)
     few = {name: kernels[name] for name in _FEW_KERNELS if name in kernels} or kernels
     if original is not None and few:

@@ -47,15 +47,16 @@ _whole: ContextVar[_Whole | None] = ContextVar("whole", default=None)
 
 
 @contextlib.contextmanager
-def progress_over(work: float, title: str) -> Iterator[None]:
+def progress_over(work: float, title: str, *, leave: bool = True) -> Iterator[None]:
     """Shows one bar, with the time left, for all stages that report their progress while it is open.
 
     Args:
         work: Work of all stages, in any unit that makes them comparable.
         title: What is done.
+        leave: Whether the bar stays when all is done.
     """
     layout = "{l_bar}{bar}| {elapsed}<{remaining}"
-    with transformers_logging.tqdm(total=_TICKS, desc=title, bar_format=layout, smoothing=0.05) as bar:
+    with transformers_logging.tqdm(total=_TICKS, desc=title, bar_format=layout, smoothing=0.05, leave=leave) as bar:
         whole = _Whole(bar, title, work)
         token = _whole.set(whole)
         try:

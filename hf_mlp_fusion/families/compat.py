@@ -5,6 +5,7 @@
 - `PreTrainedModel.post_init`, which a model's `__init__` calls when its modules exist (`classes.py`);
 - `PreTrainedModel.initialize_weights` and `transformers.initialization` (`classes.py`);
 - `nn.Module._load_from_state_dict` of torch (`modules.py`);
+- `huggingface_hub.errors.HTTPError`, the base of its errors and of those of its HTTP client (`push.py`);
 - `Trainer._prepare_inputs` (`training/trainer.py`);
 - `_hf_hook`, by which accelerate marks the models that it places (`training/teacher.py`);
 - `transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING` (`neighbours.py`);

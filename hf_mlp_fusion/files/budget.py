@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from ..errors import MemoryLimitError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["available_bytes", "check_room", "readable_bytes", "spare_bytes"]
 
@@ -24,6 +27,8 @@ def available_bytes(device: torch.device) -> int:
             of the process (`ulimit -v`) may make less.
     """
     if device.type == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(0, min([psutil.virtual_memory().available, *_within_cgroups(), *_within_limits()]))

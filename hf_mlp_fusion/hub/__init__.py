@@ -1,16 +1,24 @@
 """What lies in a fused folder or repository, and what is written there: headers, cards, the stub, pushes.
 
-May import `recipe`, `families`, `files`, `tensors`. It knows folders and JSON, no model classes.
+May import `recipe`, `families`, `files`, `tensors`. It knows folders and JSON, no model classes. Its names are
+imported when used: what only reads a folder waits for nothing else.
 """
 
-from .cards import write_card
-from .headers import check_stored_ffns, stored_tensors
-from .measured import Measured, read_measured
-from .push import Push, check_folder, push_folder
-from .saved import MODEL_TAG, read_saved
-from .side_files import carry_side_files, check_side_files
-from .stub import add_stub, has_stub, save_stub
-from .trainer import FusionCardMixin
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..late_imports import when_used
+
+if TYPE_CHECKING:
+    from .cards import write_card
+    from .headers import check_stored_ffns, stored_tensors
+    from .measured import Measured, read_measured
+    from .push import Push, check_folder, hub_errors, push_folder
+    from .saved import MODEL_TAG, read_saved
+    from .side_files import carry_side_files, check_side_files
+    from .stub import add_stub, has_stub, save_stub
+    from .trainer import FusionCardMixin
 
 __all__ = [
     "MODEL_TAG",
@@ -23,6 +31,7 @@ __all__ = [
     "check_side_files",
     "check_stored_ffns",
     "has_stub",
+    "hub_errors",
     "push_folder",
     "read_measured",
     "read_saved",
@@ -30,3 +39,26 @@ __all__ = [
     "stored_tensors",
     "write_card",
 ]
+
+__getattr__ = when_used(
+    __name__,
+    {
+        "FusionCardMixin": "trainer",
+        "MODEL_TAG": "saved",
+        "Measured": "measured",
+        "Push": "push",
+        "add_stub": "stub",
+        "carry_side_files": "side_files",
+        "check_folder": "push",
+        "check_side_files": "side_files",
+        "check_stored_ffns": "headers",
+        "has_stub": "stub",
+        "hub_errors": "push",
+        "push_folder": "push",
+        "read_measured": "measured",
+        "read_saved": "saved",
+        "save_stub": "stub",
+        "stored_tensors": "headers",
+        "write_card": "cards",
+    },
+)

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..errors import BrokenCheckpointError, FusionConfigError
 from ..files import write_bytes, write_text
 from .card import FusionCard
+from .licences import check_licence
 from .measured import Measured
 from .picture import PICTURE_NAME, picture_bytes
 from .provenance import LARGEST_CARD, base_model_of, licence_of
@@ -66,8 +67,11 @@ def card_files(
         ask: Whether to raise where licence or base model are not known, instead of leaving them out.
 
     Raises:
-        FusionConfigError: The licence or the base model is not known, or the metadata of `readme` are not legible.
+        FusionConfigError: The licence or the base model is not known, or the metadata of `readme` are not legible; or
+            the Hub knows no such licence.
     """
+    if license:
+        check_licence(license)
     known = _metadata(readme, name)
     if readme is not None and _is_form(readme):
         readme = None

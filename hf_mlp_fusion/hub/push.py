@@ -10,7 +10,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (  # type: ignore[attr-defined] # HTTPError: see `compat`
+    EntryNotFoundError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import safe_open
 
 from ..errors import BrokenCheckpointError, FusionConfigError, FusionError, HubError
@@ -23,7 +28,7 @@ from .picture import PICTURE_NAME
 from .saved import SavedModel, read_saved, saved_family
 from .stub import STUB_NAME, config_text, stub_text, with_stub, without_stub
 
-__all__ = ["Push", "check_folder", "push_folder"]
+__all__ = ["Push", "check_folder", "hub_errors", "push_folder"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def push_folder(
     api = HfApi()
     readme = read_readme(folder / CARD_NAME)
     if not dry_run:
-        with _hub_errors(repo_id):
+        with hub_errors(repo_id, (Exception,)):
             if "/" not in repo_id:
                 repo_id = f"{api.whoami()['name']}/{repo_id}"
             if readme is None:
@@ -143,7 +148,7 @@ def push_folder(
     left = [name for name in files.left if name not in contents]
     if dry_run:
         return Push(repo_id, revision or "main", None, None, names, left)
-    with _hub_errors(repo_id):
+    with hub_errors(repo_id, (Exception,)):  # of huggingface_hub and httpx: a dozen kinds
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise HubError(f"{repo_id} is public already: make it private on the Hub, or leave --private out")
@@ -175,13 +180,21 @@ def _remote_readme(api: HfApi, repo_id: str, revision: str | None) -> str | None
 
 
 @contextlib.contextmanager
-def _hub_errors(repo_id: str) -> Iterator[None]:
-    """Turns what goes wrong on the way into one line without the token, which a server may have echoed."""
+def hub_errors(repo_id: str, kinds: tuple[type[Exception], ...] = (HTTPError, OSError)) -> Iterator[None]:
+    """Turns what goes wrong on the way into one line without the token, which a server may have echoed.
+
+    Args:
+        repo_id: Where to.
+        kinds: What is taken for such: errors of the network, of the Hub, and of files.
+
+    Raises:
+        HubError: Something did.
+    """
     try:
         yield
     except FusionError:
         raise
-    except Exception as error:  # of huggingface_hub and httpx: a dozen kinds
+    except kinds as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         text = _without_token("; ".join(lines[:3]) or type(error).__name__)
         hint = ""

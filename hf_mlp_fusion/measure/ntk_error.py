@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import Batch
-from .ntk import NTK, ntk
+from ..data import Batch, progress_over
+from .ntk import NTK, kernel_work, ntk
 from .pairs import parameter_blocks, reduced_pairs
 
 __all__ = ["KernelError", "NTKError", "compare_ntks", "ntk_error"]
@@ -58,8 +58,9 @@ def ntk_error(
     """
     batches = list(batches)
     names = [before.name for before, _ in reduced_pairs(original, fused)]
-    before = ntk(original, batches, kernel, parameter_blocks(original, names))
-    return compare_ntks(before, ntk(fused, batches, kernel, parameter_blocks(fused, names)))
+    with progress_over(kernel_work(original, batches) + kernel_work(fused, batches), "NTK", leave=False):
+        before = ntk(original, batches, kernel, parameter_blocks(original, names))
+        return compare_ntks(before, ntk(fused, batches, kernel, parameter_blocks(fused, names)))
 
 
 def compare_ntks(original: NTK, fused: NTK) -> NTKError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from ..errors import UnsupportedModelError
 
@@ -42,15 +44,16 @@ def rebuild(
     kwargs: dict[str, Any] = {}
     if cls._can_set_experts_implementation():
         kwargs["experts_implementation"] = model.config._experts_implementation
-    built: Any = cls.from_pretrained(
-        None,
-        config=config,
-        state_dict={**state, **fillers},
-        dtype=dtype or model.dtype,
-        device_map=None if model.device.type == "cpu" else {"": model.device},
-        attn_implementation=model.config._attn_implementation,
-        **kwargs,
-    )
+    with _without_bars():
+        built: Any = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict={**state, **fillers},
+            dtype=dtype or model.dtype,
+            device_map=None if model.device.type == "cpu" else {"": model.device},
+            attn_implementation=model.config._attn_implementation,
+            **kwargs,
+        )
     for path in absent:
         parent, _, child = path.rpartition(".")
         setattr(built.get_submodule(parent), child, None)
@@ -126,6 +129,18 @@ def empty_model(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrai
     """
     with torch.device("meta"):
         return cls(copy.deepcopy(config))
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Shows no "Loading weights" where no file is loaded."""
+    before = transformers_logging.set_tqdm_hook(
+        lambda factory, args, kwargs: factory(*args, **kwargs | {"disable": True})
+    )
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)
 
 
 def _kind(module: torch.nn.Module) -> tuple[str, str]:

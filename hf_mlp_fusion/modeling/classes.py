@@ -6,6 +6,7 @@ imported, pickled, and found by PEFT.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers.distributed.fsdp import is_fsdp_enabled
 
 from ..errors import BrokenCheckpointError, FusionConfigError, UnsupportedModelError
 from ..families import family_of
-from ..hub import MODEL_TAG, add_stub, write_card
+from ..hub import MODEL_TAG, add_stub, hub_errors, write_card
 from ..recipe import REPORT_NAME, FusionReport, FusionSection
 from ..tensors import even_cluster_sizes
 from .adapters import refuse_other_widths, tell_nameless_base
@@ -131,9 +132,16 @@ class FusedModelMixin:
         if self._auto_class is not None:  # type: ignore[attr-defined]
             self.config.own_auto_map()  # type: ignore[attr-defined]
         note_scales(self)  # type: ignore[arg-type]
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        pushed = kwargs.get("repo_id") or str(save_directory)
+        with hub_errors(pushed) if kwargs.get("push_to_hub") else contextlib.nullcontext():
+            super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if self.fusion_report is not None and kwargs.get("is_main_process", True):
             self.fusion_report.save(save_directory)
+
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """As the stock class's; a Hub that cannot be reached, or refuses, is a `HubError` of one line."""
+        with hub_errors(repo_id):
+            return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Pickle finds a class by its name, and one that was made of a user's own by that.

@@ -30,6 +30,8 @@ def on_first_config(listener: Callable[[Family], None]) -> Callable[[Family], No
 
 @functools.cache
 def _tell_listeners(family: Family) -> None:
+    from transformers import AutoConfig  # noqa: F401 (registration follows it, see `hf_mlp_fusion`, and listens)
+
     for listener in _LISTENERS:
         listener(family)
 

@@ -1,7 +1,8 @@
 """Registration of the fused families with transformers' Auto classes.
 
-Only the (light) config classes are registered at import. A family's model classes are registered when its first fused
-config is made: every way to a model, from the Auto classes to `pipeline`, reads the config first.
+`hf_mlp_fusion` has this file imported as soon as the Auto classes are. Only the (light) config classes are registered
+then. A family's model classes are registered when its first fused config is made: every way to a model, from the Auto
+classes to `pipeline`, reads the config first.
 """
 
 from __future__ import annotations

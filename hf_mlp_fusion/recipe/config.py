@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FusionConfigError, check_choice
-from ..tensors import CLUSTERINGS
 from .layers import check_layers
 
-__all__ = ["METRICS", "NTKS", "REFITS", "SELECTIONS", "TARGETS", "FusionConfig", "check_recipe"]
+__all__ = ["CLUSTERINGS", "METRICS", "NTKS", "REFITS", "SELECTIONS", "TARGETS", "FusionConfig", "check_recipe"]
 
 TARGETS = ("auto", "dense", "experts", "all")
+CLUSTERINGS = ("ward", "kmeans")
 SELECTIONS = ("auto", "clusters", "obs")
 METRICS = ("auto", "output", "loss")
 REFITS = ("auto", "none", "bias", "output")

@@ -97,5 +97,5 @@ def test_what_is_not_there_is_one_line(cli, tmp_path, monkeypatch, arguments):
 def test_the_shell_completes():
     asked = {"_HF_MLP_FUSION_COMPLETE": "complete_bash", "COMP_WORDS": "hf-mlp-fusion fuse --over", "COMP_CWORD": "2"}
     command = [sys.executable, "-m", "hf_mlp_fusion.cli"]
-    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | asked, timeout=60)
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | asked)
     assert run.stdout.split() == ["--overwrite"]

@@ -132,7 +132,7 @@ def test_ctrl_c_has_the_last_word(places):
     while not (places / "comparison" / "results.jsonl").is_file() and run.poll() is None:
         time.sleep(0.1)
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=200)
+    _, err = run.communicate()
     assert run.returncode == 130
     assert b"The finished rows are in comparison; the same command goes on from there." in err
     assert err.rstrip().endswith(b"stopped; nothing was left half-written")

@@ -154,9 +154,7 @@ def test_the_page_fits_phones_and_desktops(folder, tmp_path, width):
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command += ["--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]
     command += ["--window-size=1400,1000", "--virtual-time-budget=5000", "--dump-dom"]
-    done = subprocess.run(
-        [*command, (tmp_path / "frame.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = subprocess.run([*command, (tmp_path / "frame.html").as_uri()], capture_output=True, text=True, check=True)
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert title, done.stdout[-500:]
     seen = json.loads(title[1].replace("&quot;", '"'))

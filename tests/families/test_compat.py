@@ -3,6 +3,7 @@
 import inspect
 
 import accelerate
+import huggingface_hub
 import torch
 import transformers
 from safetensors import safe_open
@@ -166,6 +167,12 @@ def test_runners_of_experts_ask_for_the_bias_of_each_row():
         stack.has_bias, stack.gate_up_proj_bias, stack.down_proj_bias = True, Bias(), Bias()
         assert moe.ALL_EXPERTS_FUNCTIONS[name](stack, *arguments).equal(expected)
         assert asked == [order, order]
+
+
+def test_errors_of_the_hub_and_of_its_client_have_a_base():
+    """Whichever client it has; `tests/hub/test_refused.py` has one that cannot connect."""
+    assert issubclass(huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HTTPError)
+    assert huggingface_hub.errors.HTTPError.__module__.startswith("httpx")
 
 
 def test_functorch_tells_when_it_transforms():

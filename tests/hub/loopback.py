@@ -103,7 +103,6 @@ class LoopbackHub(ThreadingHTTPServer):
             },
             capture_output=True,
             text=True,
-            timeout=240,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr

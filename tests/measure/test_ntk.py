@@ -297,3 +297,30 @@ def test_unknown_kernels_and_parameters_are_refused():
         ntk(model, [], "adagrad")
     with pytest.raises(FusionConfigError, match="no parameter 'nothing'"):
         ntk(model, [], parameters=["nothing"])
+
+
+def test_one_bar_for_both_kernels(monkeypatch):
+    """The original's and the fused model's, which take the same time."""
+    titles = []
+
+    class Bar:
+        def __init__(self, *, desc, leave=True, **_):
+            titles.append((desc, leave))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def update(self, work):
+            pass
+
+        def set_description(self, title):
+            pass
+
+    model = tiny_model("bert")
+    fused = fuse_model(model, FusionConfig(width=16))
+    monkeypatch.setattr("hf_mlp_fusion.data.progress.transformers_logging.tqdm", Bar)
+    ntk_error(model, fused, batches_for(model, "bert", samples=2))
+    assert titles == [("NTK", False)]

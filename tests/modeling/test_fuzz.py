@@ -5,7 +5,7 @@ import copy
 import json
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hf_mlp_fusion import FusionConfig, FusionError
@@ -16,9 +16,6 @@ from hf_mlp_fusion.hub.headers import StoredTensor, check_stored_ffns, stored_te
 from hf_mlp_fusion.hub.saved import SavedModel
 from hf_mlp_fusion.recipe.report import FFNReport, FusionReport, SkippedFFN
 from hf_mlp_fusion.recipe.section import FFNWidth, FusionSection
-
-settings.register_profile("fuzz", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("fuzz")
 
 LEAVES = (
     st.none()

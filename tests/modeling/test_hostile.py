@@ -90,7 +90,6 @@ def opened(tmp_path_factory):
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=240,
     )
     return json.loads((root / "results.json").read_text())
 

@@ -61,7 +61,7 @@ def fresh_outputs(tmp_path_factory):
     jobs.append({"module": "peft", "auto": "AutoPeftModel", "folder": folder, "out": out, "kwargs": kwargs})
     (root / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).parents[1] / "fresh_process.py"
-    subprocess.run([sys.executable, script, root / "jobs.json"], check=True, env=os.environ, timeout=240)
+    subprocess.run([sys.executable, script, root / "jobs.json"], check=True, env=os.environ)
     return root, outputs
 
 

@@ -52,7 +52,6 @@ def reloaded(tmp_path_factory):
         [sys.executable, Path(__file__).parents[1] / "fresh_process.py", root / "jobs.json"],
         check=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        timeout=240,
     )
     return root, models
 

@@ -90,7 +90,7 @@ def outcomes(suite: str, files: list[Path], source: Path, models: str, work: Pat
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
     if suite == "peft":
         subprocess.run([sys.executable, HERE / "tiny_hub.py", models], cwd=folder, env=environment, check=True)
-    pytest = [sys.executable, "-m", "pytest", "-p", "plugin", "-p", "no:cacheprovider", "-n", "2", "--timeout", "300"]
+    pytest = [sys.executable, "-m", "pytest", "-p", "plugin", "-p", "no:cacheprovider", "-n", "2", "--timeout", "1800"]
     pytest += [
         "-c",
         source / "pyproject.toml",

@@ -23,7 +23,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, script.__file__, *RUNS, "--out", str(folder)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"run"')]
     return folder, {line["run"]: line for line in lines}
 
