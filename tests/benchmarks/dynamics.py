@@ -13,7 +13,6 @@ import argparse
 import copy
 import statistics
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -22,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hf_mlp_fusion import FusionConfig, FusionWarning, calibrate_ntk, fuse_model
 from hf_mlp_fusion.measure import dynamics
-from hf_mlp_fusion.modeling.find import find_ffns
+from hf_mlp_fusion.modeling.power import set_powers
 
 CALIBRATION, BATCH = 512, 32  # rows
 CRITICAL = ("critical_rate", "original_critical_rate")
@@ -30,16 +29,10 @@ COLUMNS = {"inner": 2, "outer": 2, "curvature": 2, "loss_gap": 4}
 FORMS = {"P": 1.0, "√P": 0.5, "P folded": 0.0}
 
 
-@torch.no_grad()
 def with_p(fused, power):
-    """A copy with another power of the cluster sizes apart and the rest of them in the weights: the same function."""
+    """A copy with another power of the cluster sizes apart: the same function."""
     changed = copy.deepcopy(fused)
-    for ffn in find_ffns(changed):
-        if ffn.is_fused:
-            weights, scaling = ffn.read(), ffn.scaling
-            down = weights.down * scaling.cluster_sizes.float() ** (scaling.power - power)
-            ffn.write(ffn.tensors(replace(weights, down=down)))
-            scaling.power = power
+    set_powers(changed, power)
     return changed
 
 

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from hf_mlp_fusion.measure import dynamics
 from hf_mlp_fusion.measure.displacement import displacements, ffn_inputs
 from hf_mlp_fusion.measure.short_run import critical_rate, trained
 from hf_mlp_fusion.modeling.find import find_ffns
+from hf_mlp_fusion.modeling.power import set_powers
 
 TIMES = 4
 COPIES = FusionConfig(width=64 // TIMES, targets="all")
@@ -39,14 +39,10 @@ def copies(family):
     return model, fused
 
 
-@torch.no_grad()
 def with_p(fused, power):
     """The same function, P to a power and the rest in W2."""
     changed = copy.deepcopy(fused)
-    for ffn in find_ffns(changed):
-        weights, sizes = ffn.read(), ffn.scaling.cluster_sizes.double()
-        ffn.write(ffn.tensors(replace(weights, down=weights.down * sizes ** (1 - power))))
-        ffn.holder.power = power
+    set_powers(changed, power)
     torch.testing.assert_close(first_output(changed), first_output(fused))
     return changed
 

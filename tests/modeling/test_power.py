@@ -15,6 +15,7 @@ from hf_mlp_fusion import BrokenCheckpointError, FusionConfig, export_plain, fol
 from hf_mlp_fusion.families import FAMILIES
 from hf_mlp_fusion.modeling.find import find_ffns
 from hf_mlp_fusion.modeling.modules import stock_mlp_class
+from hf_mlp_fusion.modeling.power import set_powers
 
 POWERS = [0.0, 0.5, 0.3]
 powers = pytest.mark.parametrize("power", POWERS)
@@ -157,3 +158,20 @@ def test_a_stack_without_p_runs_the_stock_forward(monkeypatch):
     output_of_any(fused)
     assert all(module is not None and isinstance(module, stock) for module in seen)
     assert len(seen) == len({ffn.entry for ffn in find_ffns(fused)})
+
+
+@kinds
+def test_another_power_in_a_model_as_it_is(kind, tmp_path):
+    model = fuse_model(tiny(kind).double(), FusionConfig(width=WIDTH // 2, targets="all", power=0.5))
+    wanted = output_of_any(model)
+    before = set_powers(model, 1.0)
+    assert set(before.values()) == {0.5}
+    assert {ffn.scaling.power for ffn in find_ffns(model)} == {1.0}
+    torch.testing.assert_close(output_of_any(model), wanted, rtol=1e-12, atol=1e-12)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    if again._can_set_experts_implementation():
+        again.set_experts_implementation("eager")
+    assert output_of_any(again).equal(output_of_any(model))
+    assert set(set_powers(model, before).values()) == {1.0}
+    torch.testing.assert_close(output_of_any(model), wanted, rtol=1e-12, atol=1e-12)
