@@ -10,7 +10,7 @@ from hf_mlp_fusion.fusion.calibration import collect_moments
 from hf_mlp_fusion.measure import output_error
 from hf_mlp_fusion.modeling.find import find_ffns
 
-HALF = FusionConfig(width=WIDTH // 2, ntk="none")
+HALF = FusionConfig(width=WIDTH // 2, power=1, ntk="none")
 
 
 def batches(model, count=6):

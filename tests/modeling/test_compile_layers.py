@@ -33,7 +33,7 @@ def fused(kind, layers=3, width=24):
     stock = tiny_family_model(FAMILIES[kind], **changes) if kind == "llama" else tiny_model(kind, **changes)
     ids = batch_of(8, rows=64)["input_ids"]
     calibration = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-    return fuse_model(stock, FusionConfig(width), calibration=calibration).train()
+    return fuse_model(stock, FusionConfig(width, power=1), calibration=calibration).train()
 
 
 def layers_of(model):
