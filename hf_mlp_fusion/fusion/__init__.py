@@ -4,10 +4,12 @@ May import `measure`, `data`, `modeling` and what is below.
 """
 
 from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows
-from .driver import LayerReducer, Method, ReducedFFN, check_reducible, check_whole, reduce_ffns
+from .checks import check_finite, check_reducible, check_whole
+from .driver import LayerReducer, Method, build_smaller, reduce_ffns, reduction_work
 from .fuse import fuse_model
 from .kernel_size import calibrate_ntk
 from .plan import check_smaller, plan_fusion
+from .receipts import ReducedFFN, Size, ffn_report, ffn_width, receipt, source_of
 
 __all__ = [
     "SAMPLED",
@@ -15,13 +17,21 @@ __all__ = [
     "LayerReducer",
     "Method",
     "ReducedFFN",
+    "Size",
+    "build_smaller",
     "calibrate_ntk",
     "calibration_batches",
+    "check_finite",
     "check_reducible",
     "check_smaller",
     "check_whole",
+    "ffn_report",
+    "ffn_width",
     "first_rows",
     "fuse_model",
     "plan_fusion",
+    "receipt",
     "reduce_ffns",
+    "reduction_work",
+    "source_of",
 ]

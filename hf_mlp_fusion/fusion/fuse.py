@@ -16,7 +16,8 @@ from ..errors import FusionWarning
 from ..modeling.ffn import FFN
 from ..recipe import FusionConfig, FusionReport, check_recipe
 from .calibration import SAMPLES, calibration_batches, hold_out, kernel_rows
-from .driver import LayerReducer, Method, check_reducible, reduce_ffns
+from .checks import check_reducible
+from .driver import LayerReducer, Method, reduce_ffns
 from .foresight import check_memory, fusion_work
 from .kernel_size import kernel_sizes, match_kernel_sizes
 from .layer_fuser import LayerFuser, is_rare

@@ -30,8 +30,8 @@ from ..tensors import (
     select_units,
 )
 from .calibration import collect_moments
-from .driver import ReducedFFN
 from .loss_metric import loss_metrics
+from .receipts import ReducedFFN
 
 __all__ = ["LayerFuser", "moment_bytes"]
 

@@ -30,7 +30,7 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
     Args:
         name_or_path: A folder or a Hub id.
         dtype: Name of a torch dtype, or `"auto"` for the one that the weights are stored in.
-        device: Device to load it to.
+        device: Device to load it to; on `"meta"` it has no weights, and all checks are made all the same.
 
     Raises:
         FusionConfigError: There is no such folder or repository.
@@ -112,7 +112,7 @@ def load_whole(
         UnsupportedModelError: It has no safetensors.
         BrokenCheckpointError: Its files are broken, cannot be read, or lack weights.
     """
-    stored = _stored_bytes(name_or_path)
+    stored = 0 if device == "meta" else _stored_bytes(name_or_path)
     check_room(stored, torch.device(device), f"loading {name_or_path}", "free some, or raise the limit")
     if device != "cpu":
         kwargs["device_map"] = {"": device}
