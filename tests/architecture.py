@@ -27,6 +27,7 @@ LAYERS = (
     "data",
     "measure",
     "fusion",
+    "streaming",
     "export",
     "training",
     "baselines",

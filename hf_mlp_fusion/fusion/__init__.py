@@ -6,14 +6,16 @@ May import `measure`, `data`, `modeling` and what is below.
 from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows
 from .checks import check_finite, check_reducible, check_whole
 from .driver import LayerReducer, Method, build_smaller, reduce_ffns, reduction_work
-from .fuse import fuse_model
+from .fuse import cost_of_no_data, fuse_model
 from .kernel_size import calibrate_ntk
+from .layer_fuser import LayerFuser
 from .plan import check_smaller, plan_fusion
 from .receipts import ReducedFFN, Size, ffn_report, ffn_width, receipt, source_of
 
 __all__ = [
     "SAMPLED",
     "SAMPLES",
+    "LayerFuser",
     "LayerReducer",
     "Method",
     "ReducedFFN",
@@ -25,6 +27,7 @@ __all__ = [
     "check_reducible",
     "check_smaller",
     "check_whole",
+    "cost_of_no_data",
     "ffn_report",
     "ffn_width",
     "first_rows",

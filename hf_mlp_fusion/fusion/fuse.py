@@ -23,7 +23,7 @@ from .kernel_size import kernel_sizes, match_kernel_sizes
 from .layer_fuser import LayerFuser, is_rare
 from .plan import plan_fusion
 
-__all__ = ["fuse_model"]
+__all__ = ["cost_of_no_data", "fuse_model"]
 
 _NAMED = 8  # rare experts in a warning; the receipt has the tokens of all
 
@@ -83,7 +83,7 @@ def fuse_model(
     if config.refit == "none":
         batches = None
     todo = plan_fusion(model, config).widths
-    costly = _no_data(model, [ffn for ffn, _ in todo]) if batches is None else None
+    costly = cost_of_no_data(model, [ffn for ffn, _ in todo]) if batches is None else None
     check_memory(model, todo, config, batches or [], samples, inplace=inplace)
 
     def prepare(working: PreTrainedModel, todo: Sequence[tuple[FFN, int]], config: FusionConfig) -> LayerReducer:
@@ -109,7 +109,7 @@ def fuse_model(
     return fused
 
 
-def _no_data(model: PreTrainedModel, ffns: Sequence[FFN]) -> str | None:
+def cost_of_no_data(model: PreTrainedModel, ffns: Sequence[FFN]) -> str | None:
     """What fusion without data costs a model whose FFNs hardly bear it: causal and gated ones.
 
     Args:

@@ -4,7 +4,7 @@ May import `recipe`, `families`, `files`, `tensors`. It knows folders and JSON, 
 """
 
 from .cards import write_card
-from .headers import check_stored_ffns, stored_tensors
+from .headers import StoredTensor, check_stored_ffns, stored_tensors
 from .measured import Measured, read_measured
 from .push import Push, check_folder, push_folder
 from .saved import MODEL_TAG, read_saved
@@ -17,6 +17,7 @@ __all__ = [
     "FusionCardMixin",
     "Measured",
     "Push",
+    "StoredTensor",
     "add_stub",
     "carry_side_files",
     "check_folder",
