@@ -229,9 +229,9 @@ def is_rare(tokens: int, width: int) -> bool:
 
 def _cluster(ffn: FFN, width: int, config: FusionConfig) -> ReducedFFN[Fusion]:
     weights = ffn.read()
-    features = weights.features()
-    labels = CLUSTERINGS[config.clustering](features, width, config.seed)
-    return ReducedFFN(fuse_weights(weights, labels), inertia(features, labels), "clusters")
+    labels = CLUSTERINGS[config.clustering](weights.features(), width, config.seed)
+    fused = fuse_weights(weights, labels)
+    return ReducedFFN(fused, inertia(weights.features(), labels), "clusters")
 
 
 def _refitted(item: ReducedFFN[Fusion], moments: Moments, config: FusionConfig) -> ReducedFFN[Fusion]:

@@ -17,7 +17,16 @@ from .. import __version__
 from ..data import LANGUAGE_OBJECTIVES, objective_of, plain_context, progress_over, save_carrying
 from ..errors import FusionWarning
 from ..files import check_disk, check_output_folder, output_folder
-from ..fusion import LayerFuser, Size, check_reducible, cost_of_no_data, plan_fusion, receipt, reduction_work
+from ..fusion import (
+    LayerFuser,
+    Size,
+    check_reducible,
+    check_smaller,
+    cost_of_no_data,
+    plan_fusion,
+    receipt,
+    reduction_work,
+)
 from ..hub import check_folder, check_side_files, stored_tensors
 from ..modeling.find import by_entry
 from ..modeling.loading import load_stock_model
@@ -60,7 +69,8 @@ def fuse_checkpoint(
         The receipt.
 
     Raises:
-        FusionConfigError: The recipe cannot be carried out, a weight is not finite, or `out` cannot be written.
+        FusionConfigError: The recipe cannot be carried out or keeps every unit, a weight is not finite, `out` cannot
+            be written, or another fusion was stopped on the way there.
         UnsupportedModelError: The family is not supported, the model is fused or quantized, has no safetensors, or
             cannot be read a part at a time.
         BrokenCheckpointError: Its files are broken, or lack weights.
@@ -84,6 +94,7 @@ def fuse_checkpoint(
     tie_as_stored(stock, stored)
     check_reducible(stock, empty=True)
     check_side_files(source)
+    check_smaller(stock, config)
     plan = plan_fusion(stock, config)
     ffns = [ffn for ffn, _ in plan.widths]
     if costly := cost_of_no_data(stock, ffns):

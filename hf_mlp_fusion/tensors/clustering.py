@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 __all__ = ["CLUSTERINGS", "canonical_labels", "inertia", "kmeans", "squared_distances", "ward"]
 
-# Rows of the distance matrix computed at once: bounds the float64 copy of the features that a product needs.
+# Rows of the features that are taken in float64 at once, at most, and bytes of them: what a product of them needs.
 _ROWS = 2048
+_BLOCK_BYTES = 2**26
+
+
+def _blocks(features: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """The features in float64, a few rows at a time, each time with the number of the first."""
+    size = min(_ROWS, max(256, _BLOCK_BYTES // (8 * max(1, features.shape[1]))))
+    for start in range(0, len(features), size):
+        yield start, features[start : start + size].double()
 
 
 def squared_distances(features: torch.Tensor) -> np.ndarray:
@@ -20,26 +28,26 @@ def squared_distances(features: torch.Tensor) -> np.ndarray:
         features: Vectors, shape `[n, f]`, any floating dtype, on any device that has float64.
 
     Returns:
-        Symmetric matrix with a zero diagonal, shape `[n, n]`, float64.
+        Those of each pair once, in the order of scipy's `pdist`, shape `[n (n - 1) / 2]`, float64: there is nothing
+        larger than it, and the features, in memory.
     """
+    n = len(features)
     # Distances do not change under a shift, and small norms lose fewer digits in |a|^2 + |b|^2 - 2ab.
-    centre = features.double().mean(dim=0)
-    norms = torch.cat([(rows.double() - centre).square().sum(dim=1) for rows in features.split(_ROWS)])
-    distances = np.empty((len(features), len(features)))
-    start = 0
-    for rows in features.split(_ROWS):
-        stop = start + len(rows)
-        left = rows.double() - centre
-        column = 0
-        for others in features[:stop].split(_ROWS):
-            right = others.double() - centre
+    centre = sum(rows.sum(dim=0) for _, rows in _blocks(features)) / n
+    norms = torch.cat([(rows - centre).square().sum(dim=1) for _, rows in _blocks(features)])
+    distances = np.empty(n * (n - 1) // 2)
+    for start, rows in _blocks(features):
+        stop, left = start + len(rows), rows - centre
+        for column, others in _blocks(features[:stop]):
+            right = others - centre
             block = norms[start:stop, None] + norms[column : column + len(right)] - 2 * left @ right.T
-            block = block.clamp_(min=0).cpu().numpy()
-            distances[start:stop, column : column + len(right)] = block
-            distances[column : column + len(right), start:stop] = block.T
-            column += len(right)
-        start = stop
-    np.fill_diagonal(distances, 0.0)
+            block.clamp_(min=0)
+            for number, row in enumerate(
+                block.T.cpu().numpy(), column
+            ):  # of one vector to those from `start` on that come after it
+                first = max(start, number + 1)
+                place = n * number - number * (number + 1) // 2 + first - number - 1
+                distances[place : place + stop - first] = row[first - start :]
     return distances
 
 
@@ -59,15 +67,13 @@ def ward(features: torch.Tensor, k: int, seed: int = 0) -> np.ndarray:
     from scipy.cluster.hierarchy import linkage
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
-    from scipy.spatial.distance import squareform
 
     n = len(features)
     if k == n:
         return np.arange(n)
-    squared = squared_distances(features)
-    condensed = squareform(np.sqrt(squared, out=squared), checks=False)
-    del squared
-    merges = linkage(condensed, method="ward")[: n - k, :2].astype(np.int64)
+    distances = squared_distances(features)
+    del features  # may be as large as what comes next
+    merges = linkage(np.sqrt(distances, out=distances), method="ward")[: n - k, :2].astype(np.int64)
     # The first n - k merges form a forest over the vectors (nodes 0..n-1) and the unions (nodes n..): its trees are
     # the clusters. (`fcluster(maxclust)` may return fewer than k clusters where merge heights tie.)
     unions = np.repeat(np.arange(n, n + len(merges)), 2)
@@ -132,15 +138,21 @@ def inertia(features: torch.Tensor, labels: np.ndarray) -> float:
         The squared distances to the own cluster's centroid, summed, divided by those to the mean of all: 0.0 where
         every cluster holds equal vectors, 1.0 for a single cluster.
     """
-    vectors = features.double().cpu()
     index = torch.from_numpy(labels)
-    k = int(labels.max()) + 1
+    k, n = int(labels.max()) + 1, len(features)
     counts = torch.bincount(index, minlength=k).clamp(min=1)
-    centroids = torch.zeros(k, vectors.shape[1], dtype=torch.float64).index_add_(0, index, vectors) / counts[:, None]
-    total = (vectors - vectors.mean(dim=0)).square().sum().item()
-    within = (vectors - centroids[index]).square().sum().item()
+    sums = torch.zeros(k, features.shape[1], dtype=torch.float64)
+    for start, rows in _blocks(features):
+        sums.index_add_(0, index[start : start + len(rows)], rows.cpu())
+    mean, centroids = sums.sum(dim=0) / n, sums.div_(counts[:, None])
+    total = within = norm = 0.0
+    for start, block in _blocks(features):
+        rows = block.cpu()
+        total += (rows - mean).square().sum().item()
+        within += (rows - centroids[index[start : start + len(rows)]]).square().sum().item()
+        norm += rows.square().sum().item()
     # Equal vectors have no variance, but their computed mean may differ from them in the last bits.
-    return within / total if total > 1e-24 * vectors.square().sum().item() else 0.0
+    return within / total if total > 1e-24 * norm else 0.0
 
 
 CLUSTERINGS: dict[str, Callable[[torch.Tensor, int, int], np.ndarray]] = {"ward": ward, "kmeans": kmeans}
