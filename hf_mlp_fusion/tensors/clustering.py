@@ -10,15 +10,15 @@ import torch
 __all__ = ["CLUSTERINGS", "canonical_labels", "inertia", "kmeans", "squared_distances", "ward"]
 
 # Rows of the features that are taken in float64 at once, at most, and bytes of them: what a product of them needs.
-_ROWS = 2048
-_BLOCK_BYTES = 2**26
+_ROWS = 1024
+_BLOCK_BYTES = 2**25
 
 
-def _blocks(features: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """The features in float64, a few rows at a time, each time with the number of the first."""
+def _blocks(features: torch.Tensor, centre: torch.Tensor | float = 0.0) -> Iterator[tuple[int, torch.Tensor]]:
+    """The features about a centre in float64, a few rows at a time, each time with the number of the first."""
     size = min(_ROWS, max(256, _BLOCK_BYTES // (8 * max(1, features.shape[1]))))
     for start in range(0, len(features), size):
-        yield start, features[start : start + size].double()
+        yield start, features[start : start + size].double() - centre
 
 
 def squared_distances(features: torch.Tensor) -> np.ndarray:
@@ -34,17 +34,15 @@ def squared_distances(features: torch.Tensor) -> np.ndarray:
     n = len(features)
     # Distances do not change under a shift, and small norms lose fewer digits in |a|^2 + |b|^2 - 2ab.
     centre = sum(rows.sum(dim=0) for _, rows in _blocks(features)) / n
-    norms = torch.cat([(rows - centre).square().sum(dim=1) for _, rows in _blocks(features)])
+    norms = torch.cat([rows.square_().sum(dim=1) for _, rows in _blocks(features, centre)])
     distances = np.empty(n * (n - 1) // 2)
-    for start, rows in _blocks(features):
-        stop, left = start + len(rows), rows - centre
-        for column, others in _blocks(features[:stop]):
-            right = others - centre
-            block = norms[start:stop, None] + norms[column : column + len(right)] - 2 * left @ right.T
-            block.clamp_(min=0)
-            for number, row in enumerate(
-                block.T.cpu().numpy(), column
-            ):  # of one vector to those from `start` on that come after it
+    for start, left in _blocks(features, centre):
+        stop = start + len(left)
+        for column, right in _blocks(features[:stop], centre):
+            block = norms[start:stop, None] + norms[column : column + len(right)]
+            block.sub_((left @ right.T).mul_(2)).clamp_(min=0)
+            # A row a vector: its distances to those from `start` on, of which those that come after it are kept.
+            for number, row in enumerate(block.T.cpu().numpy(), column):
                 first = max(start, number + 1)
                 place = n * number - number * (number + 1) // 2 + first - number - 1
                 distances[place : place + stop - first] = row[first - start :]
@@ -148,9 +146,9 @@ def inertia(features: torch.Tensor, labels: np.ndarray) -> float:
     total = within = norm = 0.0
     for start, block in _blocks(features):
         rows = block.cpu()
-        total += (rows - mean).square().sum().item()
-        within += (rows - centroids[index[start : start + len(rows)]]).square().sum().item()
-        norm += rows.square().sum().item()
+        total += (rows - mean).square_().sum().item()
+        within += (rows - centroids[index[start : start + len(rows)]]).square_().sum().item()
+        norm += rows.square_().sum().item()
     # Equal vectors have no variance, but their computed mean may differ from them in the last bits.
     return within / total if total > 1e-24 * norm else 0.0
 

@@ -135,18 +135,18 @@ def test_killed_at_random_moments(moments, tmp_path):
     assert not [*tmp_path.glob(".out*")]
 
 
-@pytest.mark.parametrize("layers", [6, pytest.param(24, marks=pytest.mark.every)])
+@pytest.mark.parametrize("layers", [16, pytest.param(64, marks=pytest.mark.every)])
 def test_memory_does_not_grow_with_the_model(layers, tmp_path):
     """Against a tiny model, which has all libraries in memory as well."""
     peaks = []
-    for name, sizes in (("tiny", (64, 128, 2)), ("large", (1024, 2048, layers))):
+    for name, sizes in (("tiny", (64, 128, 2)), ("large", (1024, 512, layers))):
         ffn = llama(tmp_path / name, *sizes)
         run = subprocess.run(
             command(tmp_path / name, tmp_path / "out" / name, "last:2"), check=True, capture_output=True, text=True
         )
         peaks.append(int(run.stdout.split()[-1]))
     stored = sum(path.stat().st_size for path in (tmp_path / "large").glob("*.safetensors"))
-    assert stored > 18e6 * layers
+    assert stored > 9e6 * layers
     assert peaks[1] < 1.5e9 + 3 * ffn
     assert peaks[1] - peaks[0] < 3 * ffn + 64e6
 
