@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 __all__ = ["CLUSTERINGS", "canonical_labels", "inertia", "kmeans", "squared_distances", "ward"]
 
-# Rows of the features that are taken in float64 at once, at most, and bytes of them: what a product of them needs.
-_ROWS = 1024
-_BLOCK_BYTES = 2**25
-
-
-def _blocks(features: torch.Tensor, centre: torch.Tensor | float = 0.0) -> Iterator[tuple[int, torch.Tensor]]:
-    """The features about a centre in float64, a few rows at a time, each time with the number of the first."""
-    size = min(_ROWS, max(256, _BLOCK_BYTES // (8 * max(1, features.shape[1]))))
-    for start in range(0, len(features), size):
-        yield start, features[start : start + size].double() - centre
+# Rows and columns of the features that are taken in float64 at once: what a product of them needs.
+_ROWS, _COLUMNS = 1024, 2048
 
 
 def squared_distances(features: torch.Tensor) -> np.ndarray:
@@ -31,22 +23,45 @@ def squared_distances(features: torch.Tensor) -> np.ndarray:
         Those of each pair once, in the order of scipy's `pdist`, shape `[n (n - 1) / 2]`, float64: there is nothing
         larger than it, and the features, in memory.
     """
-    n = len(features)
+    n, size = features.shape
     # Distances do not change under a shift, and small norms lose fewer digits in |a|^2 + |b|^2 - 2ab.
-    centre = sum(rows.sum(dim=0) for _, rows in _blocks(features)) / n
-    norms = torch.cat([rows.square_().sum(dim=1) for _, rows in _blocks(features, centre)])
+    centre = _mean(features)
+    parts = [slice(start, start + _COLUMNS) for start in range(0, size, _COLUMNS)]
+
+    # The same memory each time: freed blocks of such sizes do not go back to the system.
+    buffers = torch.empty(2, min(n, _ROWS), min(size, _COLUMNS), dtype=torch.float64, device=features.device)
+
+    def block(side: int, start: int, part: slice) -> torch.Tensor:
+        rows = features[start : start + _ROWS, part]
+        return buffers[side, : len(rows), : rows.shape[1]].copy_(rows).sub_(centre[part])
+
+    starts = range(0, n, _ROWS)
+    norms = torch.zeros(n, dtype=torch.float64, device=features.device)
+    for start in starts:
+        for part in parts:
+            norms[start : start + _ROWS] += block(0, start, part).square_().sum(dim=1)
     distances = np.empty(n * (n - 1) // 2)
-    for start, left in _blocks(features, centre):
-        stop = start + len(left)
-        for column, right in _blocks(features[:stop], centre):
-            block = norms[start:stop, None] + norms[column : column + len(right)]
-            block.sub_((left @ right.T).mul_(2)).clamp_(min=0)
+    for start in starts:
+        stop = min(n, start + _ROWS)
+        for column in range(0, stop, _ROWS):
+            found = norms[start:stop, None] + norms[column : min(stop, column + _ROWS)]
+            for part in parts:
+                found.addmm_(block(0, start, part), block(1, column, part).T, alpha=-2)
+            found.clamp_(min=0)
             # A row a vector: its distances to those from `start` on, of which those that come after it are kept.
-            for number, row in enumerate(block.T.cpu().numpy(), column):
+            for number, row in enumerate(found.T.cpu().numpy(), column):
                 first = max(start, number + 1)
                 place = n * number - number * (number + 1) // 2 + first - number - 1
                 distances[place : place + stop - first] = row[first - start :]
     return distances
+
+
+def _mean(features: torch.Tensor) -> torch.Tensor:
+    """Their mean in float64, without a copy of all of them in it."""
+    total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+    for rows in features.split(_ROWS):
+        total += rows.double().sum(dim=0)
+    return total / len(features)
 
 
 def ward(features: torch.Tensor, k: int, seed: int = 0) -> np.ndarray:
@@ -140,15 +155,16 @@ def inertia(features: torch.Tensor, labels: np.ndarray) -> float:
     k, n = int(labels.max()) + 1, len(features)
     counts = torch.bincount(index, minlength=k).clamp(min=1)
     sums = torch.zeros(k, features.shape[1], dtype=torch.float64)
-    for start, rows in _blocks(features):
-        sums.index_add_(0, index[start : start + len(rows)], rows.cpu())
+    parts = list(zip(features.split(_ROWS), index.split(_ROWS), strict=True))
+    for rows, own in parts:
+        sums.index_add_(0, own, rows.double().cpu())
     mean, centroids = sums.sum(dim=0) / n, sums.div_(counts[:, None])
     total = within = norm = 0.0
-    for start, block in _blocks(features):
-        rows = block.cpu()
-        total += (rows - mean).square_().sum().item()
-        within += (rows - centroids[index[start : start + len(rows)]]).square_().sum().item()
-        norm += rows.square_().sum().item()
+    for rows, own in parts:
+        vectors = rows.double().cpu()
+        total += (vectors - mean).square_().sum().item()
+        within += (vectors - centroids[own]).square_().sum().item()
+        norm += vectors.square().sum().item()
     # Equal vectors have no variance, but their computed mean may differ from them in the last bits.
     return within / total if total > 1e-24 * norm else 0.0
 
