@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..errors import FusionWarning
 from ..files import check_disk, check_output_folder, output_folder
 from ..fusion import (
     LayerFuser,
+    ReducedFFN,
     Size,
     check_reducible,
     check_smaller,
@@ -28,7 +30,9 @@ from ..fusion import (
     reduction_work,
 )
 from ..hub import check_folder, check_side_files, stored_tensors
+from ..modeling.ffn import FFN
 from ..modeling.find import by_entry
+from ..modeling.forms import ReducedWeights
 from ..modeling.loading import load_stock_model
 from ..recipe import FusionConfig, FusionReport, FusionSection, check_recipe
 from .passes import copy_tensors, copying_work, parameters_of, reduce_stored
@@ -107,7 +111,11 @@ def fuse_checkpoint(
     fused: Any = fused_twin(stock, plan.widths, config)
     saved = saved_tensors(fused)
     origins = origins_of(fused, saved, stored, [name for group in groups for name in parameters_of(group)])
-    before, fuser = Size.of(stock), LayerFuser(stock, plan.widths, config, None)
+    before = Size.of(stock)
+
+    def reduce_group(group: Sequence[tuple[FFN, int]]) -> Mapping[str, ReducedFFN[ReducedWeights]]:
+        return LayerFuser(stock, group, config, None)(group)  # one for each: it looks ahead as far as it may
+
     with open_work(work_place(out)) as work:
         work.begin(
             {
@@ -123,7 +131,7 @@ def fuse_checkpoint(
         shards = Shards(work.folder, saved, max_shard_size)
         check_disk(shards.missing_bytes, out, f"fusing {source}")
         with shards, progress_over(reduction_work(plan.widths) + copying_work(shards), "Fusing"):
-            reports = reduce_stored(stock, stored, groups, fuser, shards, work, device)
+            reports = reduce_stored(stock, stored, groups, reduce_group, shards, work, device)
             copy_tensors(stored, origins, shards, work)
         section = FusionSection.from_dict(fused.config.mlp_fusion)
         report = receipt(fused, section, plan, reports, before, time.perf_counter() - started)

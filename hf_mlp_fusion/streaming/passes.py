@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data import Progress
-from ..fusion import LayerFuser, check_finite, ffn_report, reduction_work
+from ..fusion import LayerReducer, check_finite, ffn_report, reduction_work
 from ..modeling.ffn import FFN
 from ..modeling.forms import FORMS
 from ..recipe import FFNReport
@@ -43,7 +43,7 @@ def reduce_stored(
     stock: PreTrainedModel,
     stored: StoredModel,
     groups: Sequence[Sequence[tuple[FFN, int]]],
-    fuser: LayerFuser,
+    reduce_group: LayerReducer,
     shards: Shards,
     work: StreamWork,
     device: str,
@@ -54,7 +54,7 @@ def reduce_stored(
         stock: The model, on the meta device.
         stored: Its checkpoint.
         groups: Its FFNs and stacks, each FFN with the units to keep.
-        fuser: What reduces them.
+        reduce_group: What reduces them.
         shards: Where they are written.
         work: Where it is noted.
         device: Where they are reduced.
@@ -66,7 +66,7 @@ def reduce_stored(
     with Progress(len(todo), "fusion", work=reduction_work(todo)) as progress:
         for group in groups:
             if group[0][0].entry not in work.done:
-                reports = _reduce(stock, stored, group, fuser, shards, device)
+                reports = _reduce(stock, stored, group, reduce_group, shards, device)
                 shards.sync()
                 work.note(group[0][0].entry, [asdict(report) for report in reports])
             progress.update(len(group))
@@ -77,7 +77,7 @@ def _reduce(
     stock: PreTrainedModel,
     stored: StoredModel,
     group: Sequence[tuple[FFN, int]],
-    fuser: LayerFuser,
+    reduce_group: LayerReducer,
     shards: Shards,
     device: str,
 ) -> list[FFNReport]:
@@ -85,7 +85,7 @@ def _reduce(
     with _filled(stock, stored.tensors(parameters_of(group)), device):
         for ffn, _ in group:
             check_finite(ffn)
-        reduced = fuser(group)
+        reduced = reduce_group(group)
         seconds = (time.perf_counter() - started) / len(group)
         reports = [ffn_report(ffn, reduced[ffn.name], FORM, seconds) for ffn, _ in group]
         for ffn, _ in group:

@@ -22,7 +22,7 @@ from ..hub import StoredTensor
 
 __all__ = ["CHUNK_BYTES", "StoredModel"]
 
-CHUNK_BYTES = 2**25
+CHUNK_BYTES = 2**24
 """Bytes of a tensor that are in memory at once while it is copied: pages of a mapped file count as memory."""
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ import sys
 from hf_mlp_fusion import FusionConfig
 from hf_mlp_fusion.streaming import fuse_checkpoint
 fuse_checkpoint(*sys.argv[1:3], FusionConfig(width=float(sys.argv[3]), layers=sys.argv[4]))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
@@ -79,9 +79,8 @@ def main() -> None:
         print(f"made in {time.perf_counter() - started:.0f} s", flush=True)
     started = time.perf_counter()
     command = [sys.executable, "-c", _STREAM, str(model), str(fused), options.width, options.fuse]
-    subprocess.run(command, check=True)
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    seconds, peak = time.perf_counter() - started, int(run.stdout) * 1024
     ffn = 3 * options.hidden * options.units * 2
     bound = 1.5e9 + 3 * ffn
     sizes = {name: sum(p.stat().st_size for p in folder.iterdir()) for name, folder in (("m", model), ("f", fused))}

@@ -135,7 +135,8 @@ def test_killed_at_random_moments(moments, tmp_path):
     assert not [*tmp_path.glob(".out*")]
 
 
-@pytest.mark.parametrize("layers", [16, pytest.param(64, marks=pytest.mark.every)])
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read in /proc")
+@pytest.mark.parametrize("layers", [24, pytest.param(64, marks=pytest.mark.every)])
 def test_memory_does_not_grow_with_the_model(layers, tmp_path):
     """Against a tiny model, which has all libraries in memory as well."""
     peaks = []
@@ -148,7 +149,7 @@ def test_memory_does_not_grow_with_the_model(layers, tmp_path):
     stored = sum(path.stat().st_size for path in (tmp_path / "large").glob("*.safetensors"))
     assert stored > 9e6 * layers
     assert peaks[1] < 1.5e9 + 3 * ffn
-    assert peaks[1] - peaks[0] < 3 * ffn + 64e6
+    assert peaks[1] - peaks[0] < 3 * ffn + 100e6
 
 
 def test_a_full_disk_is_told_before(stock, tmp_path, monkeypatch):
