@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -64,6 +65,13 @@ def fuse(
             "--sampled", help="Without texts: on what the language model writes itself.", rich_help_panel=TEXTS
         ),
     ] = False,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            help="Without texts: on statistics of the model, which `calibrate` has made.",
+            rich_help_panel=TEXTS,
+        ),
+    ] = None,
     clustering: Annotated[
         str, typer.Option(help=f"{', '.join(CLUSTERINGS)}.", rich_help_panel=HOW)
     ] = DEFAULTS.clustering,
@@ -105,20 +113,22 @@ def fuse(
         multiple_of=multiple_of,
         metric=metric,
     )
-    given = [item for item in (texts, dataset, sampled) if item]
+    given = [item for item in (texts, dataset, sampled, statistics) if item]
     if len(given) > 1:
-        raise FusionConfigError("give one of --texts FILE, --dataset NAME and --sampled")
+        raise FusionConfigError("give one of --texts FILE, --dataset NAME, --sampled and --statistics FOLDER")
     config.resolved(calibrated=bool(given))
     check_dtype(dtype)
     check_output_folder(out, overwrite=overwrite, source=model)
 
     from ..data import read_texts, save_carrying
-    from ..fusion import SAMPLED, check_smaller, fuse_model
+    from ..fusion import SAMPLED, Statistics, check_smaller, fuse_model
     from ..hub import check_folder, check_side_files
     from ..modeling.loading import load_stock_model
 
     source = texts or dataset
-    calibration = SAMPLED if sampled else read_texts(source, column=column, split=split) if source else None
+    calibration: Any = SAMPLED if sampled else read_texts(source, column=column, split=split) if source else None
+    if statistics is not None:
+        calibration = Statistics(statistics)
     stock = load_stock_model(model, dtype=dtype, device=device)
     check_side_files(model)
     check_smaller(stock, config)

@@ -8,6 +8,7 @@ from .driver import LayerReducer, Method, ReducedFFN, check_reducible, check_who
 from .fuse import fuse_model
 from .kernel_size import calibrate_ntk
 from .plan import check_smaller, plan_fusion
+from .statistics import Statistics
 
 __all__ = [
     "SAMPLED",
@@ -15,6 +16,7 @@ __all__ = [
     "LayerReducer",
     "Method",
     "ReducedFFN",
+    "Statistics",
     "calibrate_ntk",
     "calibration_batches",
     "check_reducible",

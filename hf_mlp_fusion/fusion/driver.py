@@ -28,7 +28,16 @@ from ..recipe import FFNReport, FFNWidth, FusionConfig, FusionReport, FusionSect
 from ..tensors import Fusion
 from .plan import plan_fusion
 
-__all__ = ["LayerReducer", "Method", "ReducedFFN", "check_reducible", "check_whole", "reduce_ffns", "reduction_work"]
+__all__ = [
+    "LayerReducer",
+    "Method",
+    "ReducedFFN",
+    "check_reducible",
+    "check_whole",
+    "reduce_ffns",
+    "reduction_work",
+    "source_of",
+]
 
 _SELECTION = 30  # operations of a selection and a refit: float64, and memory more than arithmetic
 
@@ -131,7 +140,7 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
         progress.update(len(group))
     progress.close()
 
-    section = FusionSection(config, _source(model), widths, method.name)
+    section = FusionSection(config, source_of(model), widths, method.name)
     smaller = _build(working, section, inplace)
     smaller.fusion_report = FusionReport(
         recipe=config.to_dict(),
@@ -239,7 +248,8 @@ def _replace(group: Sequence[tuple[FFN, ReducedWeights]], method: Method) -> Non
         ffn.write(tensors)
 
 
-def _source(model: PreTrainedModel) -> dict[str, Any]:
+def source_of(model: PreTrainedModel) -> dict[str, Any]:
+    """What a receipt says of the model that it is of."""
     return {
         "name_or_path": model.config.name_or_path,
         "model_type": model.config.model_type,
