@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -66,6 +67,13 @@ def fuse(
             "--sampled", help="Without texts: on what the language model writes itself.", rich_help_panel=TEXTS
         ),
     ] = False,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            help="Without texts: on statistics of the model, which `calibrate` has made.",
+            rich_help_panel=TEXTS,
+        ),
+    ] = None,
     clustering: Annotated[
         str, typer.Option(help=f"{', '.join(CLUSTERINGS)}.", rich_help_panel=HOW)
     ] = DEFAULTS.clustering,
@@ -123,11 +131,14 @@ def fuse(
         multiple_of=multiple_of,
         metric=metric,
     )
-    given = [item for item in (texts, dataset, sampled) if item]
+    given = [item for item in (texts, dataset, sampled, statistics) if item]
     if len(given) > 1:
-        raise FusionConfigError("give one of --texts FILE, --dataset NAME and --sampled")
-    if stream and given:
-        raise FusionConfigError("--stream never runs the model: leave --texts, --dataset and --sampled out")
+        raise FusionConfigError("give one of --texts FILE, --dataset NAME, --sampled and --statistics FOLDER")
+    if stream and given and statistics is None:
+        raise FusionConfigError(
+            "--stream never runs the model: make statistics of the texts first, with hf-mlp-fusion calibrate, and "
+            "give --statistics FOLDER"
+        )
     config.resolved(calibrated=bool(given))
     check_dtype(dtype)
     check_output_folder(out, overwrite=overwrite, source=model)
@@ -139,6 +150,7 @@ def fuse(
             model,
             out,
             config,
+            statistics=statistics,
             dtype=dtype,
             device=device,
             max_shard_size=max_shard_size or "5GB",
@@ -146,12 +158,14 @@ def fuse(
         )
     else:
         from ..data import read_texts, save_carrying
-        from ..fusion import SAMPLED, check_smaller, fuse_model
+        from ..fusion import SAMPLED, Statistics, check_smaller, fuse_model
         from ..hub import check_folder, check_side_files
         from ..modeling.loading import load_stock_model
 
         source = texts or dataset
-        calibration = SAMPLED if sampled else read_texts(source, column=column, split=split) if source else None
+        calibration: Any = SAMPLED if sampled else read_texts(source, column=column, split=split) if source else None
+        if statistics is not None:
+            calibration = Statistics(statistics)
         stock = load_stock_model(model, dtype=dtype, device=device)
         check_side_files(model)
         check_smaller(stock, config)

@@ -3,7 +3,7 @@
 May import `errors`. Nothing here knows of models.
 """
 
-from .atomic import check_output_folder, check_writable, output_folder, write_bytes, write_text
+from .atomic import check_output_folder, check_writable, output_folder, whole_file, write_bytes, write_text
 from .budget import available_bytes, check_room, readable_bytes, spare_bytes
 from .disk import check_disk
 from .json_files import read_object
@@ -29,6 +29,7 @@ __all__ = [
     "read_object",
     "readable_bytes",
     "spare_bytes",
+    "whole_file",
     "write_bytes",
     "write_text",
 ]

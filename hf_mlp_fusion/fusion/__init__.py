@@ -6,11 +6,13 @@ May import `measure`, `data`, `modeling` and what is below.
 from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows
 from .checks import check_finite, check_reducible, check_whole
 from .driver import LayerReducer, Method, build_smaller, reduce_ffns, reduction_work
-from .fuse import cost_of_no_data, fuse_model
+from .fuse import cost_of_no_data, few_tokens, fuse_model
 from .kernel_size import calibrate_ntk
 from .layer_fuser import LayerFuser
 from .plan import check_smaller, plan_fusion
 from .receipts import ReducedFFN, Size, ffn_report, ffn_width, receipt, source_of
+from .sources import StatisticsSource, recipe_for
+from .statistics import Statistics
 
 __all__ = [
     "SAMPLED",
@@ -20,6 +22,8 @@ __all__ = [
     "Method",
     "ReducedFFN",
     "Size",
+    "Statistics",
+    "StatisticsSource",
     "build_smaller",
     "calibrate_ntk",
     "calibration_batches",
@@ -28,12 +32,14 @@ __all__ = [
     "check_smaller",
     "check_whole",
     "cost_of_no_data",
+    "few_tokens",
     "ffn_report",
     "ffn_width",
     "first_rows",
     "fuse_model",
     "plan_fusion",
     "receipt",
+    "recipe_for",
     "reduce_ffns",
     "reduction_work",
     "source_of",

@@ -29,7 +29,7 @@ from ..measure import SampledAnswers, only_these_train
 from ..modeling.ffn import FFN
 from ..tensors import cholesky
 
-__all__ = ["METRIC_TOKENS", "loss_metrics", "metric_bytes", "metric_rows", "metric_work"]
+__all__ = ["METRIC_TOKENS", "loss_metrics", "metric_bytes", "metric_place", "metric_rows", "metric_work"]
 
 METRIC_TOKENS = 8192
 """Tokens that the metric of the loss is taken on, about. It has d² numbers an FFN, of which the moments have I²; eight
@@ -56,11 +56,11 @@ def loss_metrics(
     Returns:
         By FFN name a factor L of it, `[d, d]`, float32, G = L Lᵀ.
     """
-    sums: dict[tuple[Any, ...], _Sum] = {}
+    sums: dict[str, _Sum] = {}
     exits: dict[nn.Module, FFN] = {ffn.exit: ffn for ffn in ffns}  # a stack of experts has one
     running: dict[str, Batch] = {}
     generator = torch.Generator(model.device).manual_seed(seed)
-    hooks = [_watch(ffn, sums.setdefault(_place(ffn), _Sum()), running) for ffn in exits.values()]
+    hooks = [_watch(ffn, sums.setdefault(metric_place(ffn), _Sum()), running) for ffn in exits.values()]
     rows = metric_rows(batches)
     mend = "fewer or shorter calibration rows shorten it"
     try:
@@ -82,7 +82,7 @@ def loss_metrics(
         for hook in hooks:
             hook.remove()
     factors = {place: item.factor() for place, item in sums.items()}
-    return {ffn.name: factor for ffn in ffns if (factor := factors[_place(ffn)]) is not None}
+    return {ffn.name: factor for ffn in ffns if (factor := factors[metric_place(ffn)]) is not None}
 
 
 def metric_rows(batches: Sequence[Batch]) -> list[Batch]:
@@ -113,12 +113,12 @@ def metric_bytes(ffns: Iterable[FFN]) -> int:
     Args:
         ffns: The FFNs.
     """
-    return 4 * sum({_place(ffn): ffn.output_size**2 for ffn in ffns}.values())
+    return 4 * sum({metric_place(ffn): ffn.output_size**2 for ffn in ffns}.values())
 
 
-def _place(ffn: FFN) -> tuple[Any, ...]:
+def metric_place(ffn: FFN) -> str:
     """What FFNs have in common that share a metric: the layer, of experts."""
-    return (ffn.name,) if ffn.expert is None else (ffn.stack, ffn.layer, "experts")
+    return ffn.name if ffn.expert is None else f"{ffn.stack}.{ffn.layer}.experts"
 
 
 class _Sum:

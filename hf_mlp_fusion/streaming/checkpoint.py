@@ -7,6 +7,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ from ..fusion import (
     LayerFuser,
     ReducedFFN,
     Size,
+    Statistics,
+    StatisticsSource,
     check_reducible,
     check_smaller,
     cost_of_no_data,
+    few_tokens,
     plan_fusion,
     receipt,
+    recipe_for,
     reduction_work,
 )
 from ..hub import check_folder, check_side_files, stored_tensors
@@ -50,6 +55,7 @@ def fuse_checkpoint(
     out: str | Path,
     config: FusionConfig,
     *,
+    statistics: str | Path | None = None,
     dtype: str = "auto",
     device: str = "cpu",
     max_shard_size: str | int = "5GB",
@@ -64,6 +70,8 @@ def fuse_checkpoint(
         source: Folder or Hub id of a stock model.
         out: The folder to write. It comes into being whole or not at all.
         config: What to fuse and how.
+        statistics: Folder of the model's statistics, which `hf-mlp-fusion calibrate` makes; without, fusion knows no
+            data.
         dtype: `"auto"` for the one that the weights are stored in, or the name of another.
         device: Where FFNs are reduced.
         max_shard_size: Size of the files that are written, at most, as for `save_pretrained`.
@@ -77,7 +85,7 @@ def fuse_checkpoint(
             be written, or another fusion was stopped on the way there.
         UnsupportedModelError: The family is not supported, the model is fused or quantized, has no safetensors, or
             cannot be read a part at a time.
-        BrokenCheckpointError: Its files are broken, or lack weights.
+        BrokenCheckpointError: Its files or the statistics are broken, lack weights, or are of another model.
         DiskLimitError: The disk has less room than the result takes.
 
     Warns:
@@ -92,7 +100,10 @@ def fuse_checkpoint(
     check_recipe(config)
     check_output_folder(out, overwrite=overwrite, source=source)
     stock = load_stock_model(source, dtype=dtype, device="meta")
-    config = config.resolved(calibrated=False, language=objective_of(stock) in LANGUAGE_OBJECTIVES)
+    known = None if statistics is None else Statistics(statistics)
+    if known is not None:
+        config = recipe_for(config, known)
+    config = config.resolved(calibrated=known is not None, language=objective_of(stock) in LANGUAGE_OBJECTIVES)
     headers = stored_tensors(source, {}, getattr(stock.config, "transformers_weights", None))
     stored = StoredModel(stock, headers)
     tie_as_stored(stock, stored)
@@ -101,27 +112,33 @@ def fuse_checkpoint(
     check_smaller(stock, config)
     plan = plan_fusion(stock, config)
     ffns = [ffn for ffn, _ in plan.widths]
-    if costly := cost_of_no_data(stock, ffns):
+    if known is not None:
+        known.check(stock, ffns)
+    elif costly := cost_of_no_data(stock, ffns):
         plan.warnings.append(costly)
     for message in plan.warnings:
         warnings.warn(message, FusionWarning, stacklevel=3)
 
-    widths = {ffn.name: width for ffn, width in plan.widths}
+    moments = None if known is None else StatisticsSource(known)
+    widths, each = {ffn.name: width for ffn, width in plan.widths}, config
+    if config.auto_share is not None:  # it is shared out, and that is done
+        widths, each = LayerFuser(stock, plan.widths, config, moments).widths, replace(config, width=1.0)
+
+    def reduce_group(group: Sequence[tuple[FFN, int]]) -> Mapping[str, ReducedFFN[ReducedWeights]]:
+        return LayerFuser(stock, group, each, moments)(group)  # one for each: it looks ahead as far as it may
+
     groups = [[(ffn, widths[ffn.name]) for ffn in group] for group in by_entry(ffns)]
-    fused: Any = fused_twin(stock, plan.widths, config)
+    fused: Any = fused_twin(stock, [item for group in groups for item in group], config)
     saved = saved_tensors(fused)
     origins = origins_of(fused, saved, stored, [name for group in groups for name in parameters_of(group)])
     before = Size.of(stock)
-
-    def reduce_group(group: Sequence[tuple[FFN, int]]) -> Mapping[str, ReducedFFN[ReducedWeights]]:
-        return LayerFuser(stock, group, config, None)(group)  # one for each: it looks ahead as far as it may
-
     with open_work(work_place(out)) as work:
         work.begin(
             {
                 "source": source,
                 "files": fingerprint(headers.values()),
                 "recipe": config.to_dict(),
+                "statistics": None if known is None else known.header.sha256,
                 "dtype": str(stock.dtype),
                 "device": device,
                 "max_shard_size": str(max_shard_size),
@@ -135,6 +152,9 @@ def fuse_checkpoint(
             copy_tensors(stored, origins, shards, work)
         section = FusionSection.from_dict(fused.config.mlp_fusion)
         report = receipt(fused, section, plan, reports, before, time.perf_counter() - started)
+        for message in [] if known is None else few_tokens(report, ffns):
+            warnings.warn(message, FusionWarning, stacklevel=3)
+            report.warnings.append(message)
         fused.fusion_report = report
         with output_folder(out, overwrite=overwrite) as folder:
             save_carrying(fused, source, folder, state_dict={})

@@ -41,9 +41,9 @@ class Moments:
         """Hidden units, I."""
         return len(self.gram)
 
-    def on_cpu(self) -> Moments:
-        """The same moments on the CPU."""
-        gram, cross, h_mean, y_mean = (item.cpu() for item in (self.gram, self.cross, self.h_mean, self.y_mean))
+    def on(self, device: torch.device | str) -> Moments:
+        """The same moments on a device."""
+        gram, cross, h_mean, y_mean = (item.to(device) for item in (self.gram, self.cross, self.h_mean, self.y_mean))
         return Moments(self.count, gram, cross, h_mean, y_mean, self.y_square)
 
     def of_units(self, kept: Tensor) -> Moments:

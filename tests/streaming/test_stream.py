@@ -281,4 +281,4 @@ def test_the_command(cli, stock, tmp_path):
     assert len([*(tmp_path / "plain").glob("model-*")]) > 1
     code, _, err = cli("fuse", stock, tmp_path / "out", "--stream", "--sampled")
     assert code == 1
-    assert "--stream never runs the model: leave --texts, --dataset and --sampled out" in err
+    assert "--stream never runs the model: make statistics of the texts first, with hf-mlp-fusion calibrate" in err
