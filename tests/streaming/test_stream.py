@@ -18,6 +18,7 @@ from test_stream_families import HALF, check_equal, files_of
 
 from hf_mlp_fusion import BrokenCheckpointError, FusionConfig, FusionConfigError, UnsupportedModelError, fuse_model
 from hf_mlp_fusion.errors import DiskLimitError
+from hf_mlp_fusion.modeling.building import empty_model
 from hf_mlp_fusion.modeling.loading import load_stock_model
 from hf_mlp_fusion.streaming import fuse_checkpoint, passes
 from hf_mlp_fusion.streaming.shards import Shards
@@ -42,8 +43,13 @@ def llama(folder, hidden, units, layers):
         num_key_value_heads=2,
         vocab_size=500,
     )
-    torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="50MB")
+    config.dtype = torch.bfloat16
+    model = empty_model(transformers.LlamaForCausalLM, config).to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in model.state_dict().items()}
+    for tensor in state.values():
+        tensor.uniform_(-0.1, 0.1, generator=generator)
+    model.save_pretrained(folder, state_dict=state, max_shard_size="50MB")
     return 3 * hidden * units * 2
 
 
