@@ -73,6 +73,7 @@ class Shards:
         self._places: dict[str, int] = {}
         self._headers = {file: self._header(names) for file, names in self.names.items()}
         self._open: dict[str, int] = {}
+        self._written: set[int] = set()
 
     def _header(self, names: Iterable[str]) -> bytes:
         """The header of a file, as safetensors writes it; notes where its tensors begin."""
@@ -129,18 +130,19 @@ class Shards:
             pieces: It, cut along its first dimension.
             number: Its number in the stack.
         """
-        dtype, place = self.tensors[name].dtype, self._places[name]
+        dtype, place, handle = self.tensors[name].dtype, self._places[name], self._open[self._file_of[name]]
+        self._written.add(handle)
         for count, piece in enumerate(pieces):
             data = piece.detach().to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy()
             if not count:
                 place += number * data.nbytes
-            _write(self._open[self._file_of[name]], data.data, place)
+            _write(handle, data.data, place)
             place += data.nbytes
 
     def sync(self) -> None:
-        """Has all that was written on the disk."""
-        for handle in self._open.values():
-            os.fsync(handle)
+        """Has all that was written since the last time on the disk."""
+        while self._written:
+            os.fsync(self._written.pop())
 
     def write_index(self, folder: Path, parameters: int) -> None:
         """Writes the list of what is in which file, where there are several.
