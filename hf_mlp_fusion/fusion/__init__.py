@@ -3,10 +3,12 @@
 May import `measure`, `data`, `modeling` and what is below.
 """
 
+from .calibrate import calibrate_model
 from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows
 from .driver import LayerReducer, Method, ReducedFFN, check_reducible, check_whole, reduce_ffns
 from .fuse import fuse_model
 from .kernel_size import calibrate_ntk
+from .offloaded import calibrate_checkpoint
 from .plan import check_smaller, plan_fusion
 from .statistics import Statistics
 
@@ -17,6 +19,8 @@ __all__ = [
     "Method",
     "ReducedFFN",
     "Statistics",
+    "calibrate_checkpoint",
+    "calibrate_model",
     "calibrate_ntk",
     "calibration_batches",
     "check_reducible",

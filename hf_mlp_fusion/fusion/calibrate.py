@@ -23,7 +23,7 @@ from .loss_metric import loss_metrics, metric_place, metric_work
 from .statistics import FFNStatistics, Header, Statistics, token_hash
 from .watching import KeptTokens, Running, watch_moments
 
-__all__ = ["calibrate_model"]
+__all__ = ["StatisticsSums", "begin", "calibrate_model", "write_moments"]
 
 
 @plain_context()
@@ -67,7 +67,7 @@ def calibrate_model(
     work += metric_work(model, rows) if wanted else 0.0
     with progress_over(work, "Calibrating"):
         for some in _fitting(model, ffns):
-            _write_moments(model, some, rows, held_out, statistics)
+            write_moments(model, some, rows, held_out, statistics)
         if wanted:
             everything = list(find_ffns(model))
             factors = loss_metrics(model, everything, rows, statistics.header.seed)
@@ -171,7 +171,7 @@ class StatisticsSums:
         return FFNStatistics(moments, self._held_out.sample(), self._few.sample())
 
 
-def _write_moments(
+def write_moments(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     rows: Sequence[Batch],
