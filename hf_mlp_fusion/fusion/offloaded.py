@@ -167,8 +167,11 @@ class _LayerByLayer:
         needed += (
             token_count(held_out) * sum(ffn.hidden_size + ffn.output_size for ffn in every) * model.dtype.itemsize
         )
-        needed += stored if any(ffn.spec.stacked for ffn in every) and not self.files.layer else 0
-        check_disk(needed, work, f"calibrating a model of {len(layers)} layers")
+        needed += stored if any(ffn.spec.stacked for ffn in every) else 0
+        there = sum(
+            path.stat().st_size for folder in (work, statistics.folder) for path in folder.rglob("*.safetensors")
+        )
+        check_disk(max(0, needed - there), work, f"calibrating a model of {len(layers)} layers")
         self.loader = LayerLoader(model, self.layers, device)
         self.chain = LayerChain(model, self.layers)
 

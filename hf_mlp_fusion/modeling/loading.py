@@ -17,11 +17,13 @@ from ..errors import (
     UnsupportedModelError,
     is_memory_shortage,
 )
-from ..files import check_exists, check_readable, check_room, files_like
+from ..files import available_bytes, check_exists, check_readable, check_room, files_like
 from .classes import find_class
 from .loading_checks import check_nothing_missing
 
-__all__ = ["load_fused_model", "load_stock_model", "load_whole", "read_config", "stock_class", "stored_bytes"]
+__all__ = ["fits", "load_fused_model", "load_stock_model", "load_whole", "read_config", "stock_class", "stored_bytes"]
+
+_LEAVES = 0.7  # of the memory, to weights
 
 
 def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
@@ -162,6 +164,16 @@ def _lacks_its_head(model: PreTrainedModel, missing: Iterable[str]) -> bool:
     head = {name for name, _ in model.named_parameters() if not name.startswith(base)}
     body_is_whole = not any(name.startswith(base) for name in missing)
     return model.base_model is not model and bool(head) and head <= set(missing) and body_is_whole
+
+
+def fits(name_or_path: str, device: str) -> bool:
+    """Whether a checkpoint and what it is run with fit into memory, as far as is known before it is loaded.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+        device: Where it is to be loaded.
+    """
+    return stored_bytes(name_or_path) < _LEAVES * available_bytes(torch.device(device))
 
 
 def stored_bytes(name_or_path: str) -> int:
