@@ -3,12 +3,14 @@
 May import `measure`, `data`, `modeling` and what is below.
 """
 
+from .calibrate import calibrate_model
 from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows
 from .checks import check_finite, check_reducible, check_whole
 from .driver import LayerReducer, Method, build_smaller, reduce_ffns, reduction_work
 from .fuse import cost_of_no_data, few_tokens, fuse_model
 from .kernel_size import calibrate_ntk
 from .layer_fuser import LayerFuser
+from .offloaded import calibrate_checkpoint
 from .plan import check_smaller, plan_fusion
 from .receipts import ReducedFFN, Size, ffn_report, ffn_width, receipt, source_of
 from .sources import StatisticsSource, recipe_for
@@ -25,6 +27,8 @@ __all__ = [
     "Statistics",
     "StatisticsSource",
     "build_smaller",
+    "calibrate_checkpoint",
+    "calibrate_model",
     "calibrate_ntk",
     "calibration_batches",
     "check_finite",

@@ -24,7 +24,7 @@ from .receipts import source_of
 from .statistics import FFNStatistics, Header, Statistics, token_hash
 from .watching import KeptTokens, Running, watch_moments
 
-__all__ = ["calibrate_model"]
+__all__ = ["StatisticsSums", "begin", "calibrate_model", "write_moments"]
 
 
 @plain_context()
@@ -68,7 +68,7 @@ def calibrate_model(
     work += metric_work(model, rows) if wanted else 0.0
     with progress_over(work, "Calibrating"):
         for some in _fitting(model, ffns):
-            _write_moments(model, some, rows, held_out, statistics)
+            write_moments(model, some, rows, held_out, statistics)
         if wanted:
             everything = list(find_ffns(model))
             factors = loss_metrics(model, everything, rows, statistics.header.seed)
@@ -172,7 +172,7 @@ class StatisticsSums:
         return FFNStatistics(moments, self._held_out.sample(), self._few.sample())
 
 
-def _write_moments(
+def write_moments(
     model: PreTrainedModel,
     ffns: Sequence[FFN],
     rows: Sequence[Batch],

@@ -29,7 +29,16 @@ from ..measure import SampledAnswers, only_these_train
 from ..modeling.ffn import FFN
 from ..tensors import cholesky
 
-__all__ = ["METRIC_TOKENS", "loss_metrics", "metric_bytes", "metric_place", "metric_rows", "metric_work"]
+__all__ = [
+    "METRIC_TOKENS",
+    "MetricSum",
+    "loss_metrics",
+    "metric_bytes",
+    "metric_place",
+    "metric_rows",
+    "metric_work",
+    "watch_metric",
+]
 
 METRIC_TOKENS = 8192
 """Tokens that the metric of the loss is taken on, about. It has d² numbers an FFN, of which the moments have I²; eight
@@ -56,11 +65,11 @@ def loss_metrics(
     Returns:
         By FFN name a factor L of it, `[d, d]`, float32, G = L Lᵀ.
     """
-    sums: dict[str, _Sum] = {}
+    sums: dict[str, MetricSum] = {}
     exits: dict[nn.Module, FFN] = {ffn.exit: ffn for ffn in ffns}  # a stack of experts has one
     running: dict[str, Batch] = {}
     generator = torch.Generator(model.device).manual_seed(seed)
-    hooks = [_watch(ffn, sums.setdefault(metric_place(ffn), _Sum()), running) for ffn in exits.values()]
+    hooks = [watch_metric(ffn, sums.setdefault(metric_place(ffn), MetricSum()), running) for ffn in exits.values()]
     rows = metric_rows(batches)
     mend = "fewer or shorter calibration rows shorten it"
     try:
@@ -121,7 +130,7 @@ def metric_place(ffn: FFN) -> str:
     return ffn.name if ffn.expert is None else f"{ffn.stack}.{ffn.layer}.experts"
 
 
-class _Sum:
+class MetricSum:
     """The sum of g gᵀ over tokens, and how many there were."""
 
     def __init__(self) -> None:
@@ -145,7 +154,15 @@ class _Sum:
         return cholesky(self.total / self.tokens, _DAMPING).float()
 
 
-def _watch(ffn: FFN, total: _Sum, running: Mapping[str, Batch]) -> RemovableHandle:
+def watch_metric(ffn: FFN, total: MetricSum, running: Mapping[str, Batch]) -> RemovableHandle:
+    """A hook that adds the gradients of an FFN's output to its metric, where a forward is one for a backward.
+
+    Args:
+        ffn: The FFN, or one expert of a stack for all.
+        total: The sum.
+        running: The batch that runs, as `"batch"`.
+    """
+
     def see(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output

@@ -72,6 +72,10 @@ class Header:
     whole: bool = False
     format: int = FORMAT
 
+    def to_json(self) -> str:
+        """Returns the fields as JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
 
 class Statistics:
     """A folder of statistics: `statistics.json`, and a safetensors file for each FFN and each metric.
@@ -106,7 +110,7 @@ class Statistics:
             folder: The folder; it exists.
             header: What they are of.
         """
-        write_text(folder / _HEADER, json.dumps(asdict(header), indent=1))
+        write_text(folder / _HEADER, header.to_json())
         return cls(folder)
 
     def done(self, names: Iterable[str], *, whole: bool = False) -> None:
@@ -118,7 +122,7 @@ class Statistics:
         """
         self.header.ffns += [name for name in names if name not in set(self.header.ffns)]
         self.header.whole = whole
-        write_text(self.folder / _HEADER, json.dumps(asdict(self.header), indent=1))
+        write_text(self.folder / _HEADER, self.header.to_json())
 
     def write(self, ffn: FFN, found: FFNStatistics) -> None:
         """Writes what is known of an FFN, whole or not at all.

@@ -17,11 +17,13 @@ from ..errors import (
     UnsupportedModelError,
     is_memory_shortage,
 )
-from ..files import check_exists, check_readable, check_room, files_like
+from ..files import available_bytes, check_exists, check_readable, check_room, files_like
 from .classes import find_class
 from .loading_checks import check_nothing_missing
 
-__all__ = ["load_fused_model", "load_stock_model", "load_whole", "read_config"]
+__all__ = ["fits", "load_fused_model", "load_stock_model", "load_whole", "read_config", "stock_class", "stored_bytes"]
+
+_LEAVES = 0.7  # of the memory, to weights
 
 
 def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
@@ -38,6 +40,20 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         BrokenCheckpointError: Its files are broken.
         MemoryLimitError: It is too large for the memory there is.
     """
+    stock, config = stock_class(name_or_path)
+    return load_whole(stock, name_or_path, config=config, dtype=dtype, device=device)
+
+
+def stock_class(name_or_path: str) -> tuple[Any, Any]:
+    """The class of a stock model, or `AutoModel` where it names none, and its config.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+
+    Raises:
+        FusionConfigError: There is no such folder or repository.
+        UnsupportedModelError: Its model class is none of transformers' own.
+    """
     config = read_config(name_or_path)
     architecture = (config.architectures or [None])[0]
     stock = getattr(transformers, architecture, None) if isinstance(architecture, str) else AutoModel
@@ -47,7 +63,7 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         )
     if stock is None:
         raise UnsupportedModelError(f"{name_or_path} has the class {architecture!r}, which transformers does not know")
-    return load_whole(stock, name_or_path, config=config, dtype=dtype, device=device)
+    return stock, config
 
 
 def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
@@ -112,9 +128,10 @@ def load_whole(
         UnsupportedModelError: It has no safetensors.
         BrokenCheckpointError: Its files are broken, cannot be read, or lack weights.
     """
-    stored = 0 if device == "meta" else _stored_bytes(name_or_path)
-    check_room(stored, torch.device(device), f"loading {name_or_path}", "free some, or raise the limit")
-    if device != "cpu":
+    if "device_map" not in kwargs and device != "meta":  # else it is not to be held whole
+        stored = stored_bytes(name_or_path)
+        check_room(stored, torch.device(device), f"loading {name_or_path}", "free some, or raise the limit")
+    if device != "cpu" and "device_map" not in kwargs:
         kwargs["device_map"] = {"": device}
     try:
         model, info = cls.from_pretrained(
@@ -149,7 +166,17 @@ def _lacks_its_head(model: PreTrainedModel, missing: Iterable[str]) -> bool:
     return model.base_model is not model and bool(head) and head <= set(missing) and body_is_whole
 
 
-def _stored_bytes(name_or_path: str) -> int:
+def fits(name_or_path: str, device: str) -> bool:
+    """Whether a checkpoint and what it is run with fit into memory, as far as is known before it is loaded.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+        device: Where it is to be loaded.
+    """
+    return stored_bytes(name_or_path) < _LEAVES * available_bytes(torch.device(device))
+
+
+def stored_bytes(name_or_path: str) -> int:
     """Bytes of a folder's weights, which loading takes at least; 0 where they are not known."""
     folder = Path(name_or_path)
     whole = folder / "model.safetensors"
