@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .fusion import calibrate_ntk, fuse_model
     from .modeling.modules import ClusterScaling, FusedMLP
     from .recipe import FusionConfig, FusionReport
+    from .streaming import fuse_checkpoint
     from .training import freeze_routers, router_losses
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _LAZY = {
     "export_plain": "export",
     "fold": "export",
     "freeze_routers": "training",
+    "fuse_checkpoint": "streaming",
     "fuse_model": "fusion",
     "router_losses": "training",
     "unfold": "export",
@@ -54,6 +56,7 @@ __all__ = [
     "export_plain",
     "fold",
     "freeze_routers",
+    "fuse_checkpoint",
     "fuse_model",
     "register_family",
     "router_losses",
