@@ -146,6 +146,8 @@ def fuse_checkpoint(
             }
         )
         shards = Shards(work.folder, saved, max_shard_size)
+        if not shards.are_there:
+            work.forget()
         check_disk(shards.missing_bytes, out, f"fusing {source}")
         with shards, progress_over(reduction_work(plan.widths) + copying_work(shards), "Fusing"):
             reports = reduce_stored(stock, stored, groups, reduce_group, shards, work, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -72,8 +73,8 @@ class Shards:
         """Names of the tensors of each file."""
         self._places: dict[str, int] = {}
         self._headers = {file: self._header(names) for file, names in self.names.items()}
-        self._open: dict[str, int] = {}
-        self._written: set[int] = set()
+        self._open: dict[str, FileIO] = {}
+        self._written: set[FileIO] = set()
 
     def _header(self, names: Iterable[str]) -> bytes:
         """The header of a file, as safetensors writes it; notes where its tensors begin."""
@@ -106,20 +107,27 @@ class Shards:
         given = sum(path.stat().st_blocks * 512 for path in paths.values() if path.exists())
         return max(0, sum(map(self.bytes_of, self.names)) - given)
 
+    @property
+    def are_there(self) -> bool:
+        """Whether all files are there, of their whole size."""
+        paths = {file: self.folder / file for file in self.names}
+        return all(path.is_file() and path.stat().st_size == self.bytes_of(file) for file, path in paths.items())
+
     def __enter__(self) -> Shards:
         """Makes the files, or opens them as they are: of their whole size, so that the disk cannot become full."""
         for file, header in self._headers.items():
-            handle = self._open[file] = os.open(self.folder / file, os.O_RDWR | os.O_CREAT, 0o666)
-            size = self.bytes_of(file)
+            path, size = self.folder / file, self.bytes_of(file)
+            path.touch()
+            handle = self._open[file] = path.open("r+b", buffering=0)
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size)
-            os.truncate(handle, size)
+                os.posix_fallocate(handle.fileno(), 0, size)
+            handle.truncate(size)
             _write(handle, memoryview(header), 0)
         return self
 
     def __exit__(self, *error: object) -> None:
         for handle in self._open.values():
-            os.close(handle)
+            handle.close()
         self._open.clear()
 
     def write(self, name: str, pieces: Iterable[Tensor], *, number: int = 0) -> None:
@@ -142,7 +150,7 @@ class Shards:
     def sync(self) -> None:
         """Has all that was written since the last time on the disk."""
         while self._written:
-            os.fsync(self._written.pop())
+            os.fsync(self._written.pop().fileno())
 
     def write_index(self, folder: Path, parameters: int) -> None:
         """Writes the list of what is in which file, where there are several.
@@ -157,7 +165,7 @@ class Shards:
             write_text(folder / SAFE_WEIGHTS_INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write(handle: int, data: memoryview, place: int) -> None:
+def _write(file: FileIO, data: memoryview, place: int) -> None:
+    file.seek(place)
     while data:
-        written = os.pwrite(handle, data, place)
-        data, place = data[written:], place + written
+        data = data[file.write(data) :]

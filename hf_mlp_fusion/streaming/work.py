@@ -54,6 +54,11 @@ class StreamWork:
             )
         self.done = {line["name"]: line["value"] for line in read_json(self.folder / _DONE)}
 
+    def forget(self) -> None:
+        """Forgets what is done: it is to be done again."""
+        (self.folder / _DONE).unlink(missing_ok=True)
+        self.done.clear()
+
     def note(self, name: str, value: Any = None) -> None:
         """Notes that something is done.
 
@@ -100,13 +105,21 @@ def open_work(place: Path) -> Iterator[StreamWork]:
     work = StreamWork(place)
     try:
         yield work
-        shutil.rmtree(place, ignore_errors=True)
+        _clear(work)
     except FusionError:
         if not work.done and not any(read_json(place / _DONE)):
-            shutil.rmtree(place, ignore_errors=True)
+            _clear(work)
         raise
     finally:
         lock.release()
+
+
+def _clear(work: StreamWork) -> None:
+    """Deletes a folder of work in an order that leaves nothing to be misread, wherever it is stopped."""
+    work.forget()
+    for path in work.folder.glob("*.safetensors"):
+        path.unlink()
+    shutil.rmtree(work.folder, ignore_errors=True)
 
 
 def fingerprint(stored: Iterable[StoredTensor]) -> str:

@@ -71,7 +71,8 @@ def leave_after(monkeypatch, count):
     return done
 
 
-def test_what_was_stopped_goes_on(stock, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lost", [False, True], ids=["", "a shard was lost"])
+def test_what_was_stopped_goes_on(lost, stock, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fuse_checkpoint(str(stock), whole, HALF, max_shard_size="10KB")
     with monkeypatch.context() as patch:
@@ -80,9 +81,11 @@ def test_what_was_stopped_goes_on(stock, tmp_path, monkeypatch):
             fuse_checkpoint(str(stock), stopped, HALF, max_shard_size="10KB")
     assert not stopped.exists()
     assert (tmp_path / "stopped.streaming").is_dir()
+    if lost:
+        next((tmp_path / "stopped.streaming").glob("*.safetensors")).unlink()
     done = leave_after(monkeypatch, 99)
     fuse_checkpoint(str(stock), stopped, HALF, max_shard_size="10KB")
-    assert len(done) == 1  # of three
+    assert len(done) == (3 if lost else 1)
     assert files_of(stopped) == files_of(whole)
     assert not (tmp_path / "stopped.streaming").exists()
 
