@@ -68,6 +68,9 @@ class LayerByLayer:
         wanted = statistics.header.metric == "loss"
         metric = metric_rows(rows) if wanted else []
         self.files = LayerFiles(work)
+        if processes.first and not statistics.header.ffns:
+            self.files.clear()
+        processes.wait()
         self.pieces: dict[str, list[Piece]] = {}
         whole = objective_of(model) not in LANGUAGE_OBJECTIVES
         for kind, data in (("rows", rows), ("held_out", held_out), ("metric", metric)):
