@@ -14,7 +14,7 @@ from .modeling.registration import register_family
 if TYPE_CHECKING:
     from .errors import BrokenCheckpointError, FusionConfigError, FusionError, FusionWarning, UnsupportedModelError
     from .export import export_plain, fold, unfold
-    from .fusion import calibrate_ntk, fuse_model
+    from .fusion import Statistics, calibrate_checkpoint, calibrate_model, calibrate_ntk, fuse_model
     from .modeling.modules import ClusterScaling, FusedMLP
     from .recipe import FusionConfig, FusionReport
     from .streaming import fuse_checkpoint
@@ -31,7 +31,10 @@ _LAZY = {
     "FusionError": "errors",
     "FusionReport": "recipe",
     "FusionWarning": "errors",
+    "Statistics": "fusion",
     "UnsupportedModelError": "errors",
+    "calibrate_checkpoint": "fusion",
+    "calibrate_model": "fusion",
     "calibrate_ntk": "fusion",
     "export_plain": "export",
     "fold": "export",
@@ -51,7 +54,10 @@ __all__ = [
     "FusionError",
     "FusionReport",
     "FusionWarning",
+    "Statistics",
     "UnsupportedModelError",
+    "calibrate_checkpoint",
+    "calibrate_model",
     "calibrate_ntk",
     "export_plain",
     "fold",

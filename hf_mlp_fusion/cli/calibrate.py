@@ -70,18 +70,21 @@ def calibrate(
         raise FusionConfigError("give --texts FILE or --dataset NAME, or --sampled, one of the three")
     check_writable(out)
 
-    from ..data import read_texts
+    from ..data import Processes, read_texts
     from ..fusion import SAMPLED, calibrate_checkpoint, calibrate_model
     from ..modeling.loading import fits, load_stock_model
 
     source = texts or dataset
     data: Any = read_texts(source, column=column, split=split) if source else SAMPLED
-    if offload or not fits(model, device):
+    processes = Processes(device)
+    if offload or processes.count > 1 or not fits(model, device):
         made = calibrate_checkpoint(model, out, data, metric=metric, seed=seed, dtype=dtype, device=device)
     else:
         stock = load_stock_model(model, dtype=dtype, device=device)
         made = calibrate_model(stock, out, data, metric=metric, seed=seed)
     header = made.header
+    if not processes.first:
+        return
     if as_json:
         typer.echo(header.to_json(), nl=False)
         return

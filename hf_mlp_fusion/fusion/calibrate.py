@@ -10,7 +10,16 @@ from typing import Any
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..data import LANGUAGE_OBJECTIVES, Batch, objective_of, plain_context, progress_over, row_count, spare_bytes
+from ..data import (
+    LANGUAGE_OBJECTIVES,
+    Batch,
+    Processes,
+    objective_of,
+    plain_context,
+    progress_over,
+    row_count,
+    spare_bytes,
+)
 from ..errors import FusionConfigError, check_choice
 from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
@@ -21,7 +30,8 @@ from .checks import check_reducible
 from .layer_fuser import moment_bytes
 from .loss_metric import loss_metrics, metric_place, metric_work
 from .receipts import source_of
-from .statistics import FFNStatistics, Header, Statistics, token_hash
+from .statistics import FFNStatistics, Statistics
+from .statistics_header import Header, token_hash
 from .watching import KeptTokens, Running, watch_moments
 
 __all__ = ["StatisticsSums", "begin", "calibrate_model", "write_moments"]
@@ -165,6 +175,18 @@ class StatisticsSums:
         if held_out:
             return watch_moments(self.ffn, None, running, kept=self._held_out)
         return watch_moments(self.ffn, self._sums, running, kept=self._few)
+
+    def join(self, processes: Processes) -> None:
+        """Takes what all processes saw together."""
+        if processes.count == 1:
+            return
+        sums, device = self._sums, processes.device
+        origins = processes.joined([sums.origin and (sums.origin[0].cpu(), sums.origin[1].cpu())])
+        near = next((item for item in origins if item is not None), None)
+        origin = near and (near[0].to(device), near[1].to(device))
+        sums.put(processes.summed(sums.parts(self.ffn.width, self.ffn.output_size, origin, device)), origin)
+        self._few.join(processes)
+        self._held_out.join(processes)
 
     def statistics(self) -> FFNStatistics:
         """The statistics."""

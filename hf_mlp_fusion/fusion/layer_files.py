@@ -37,6 +37,14 @@ class LayerFiles:
         """Layers that are done, and the head behind them, and then layers once more, backwards."""
         return int(read_object(self._state)["layer"]) if self._state.is_file() else 0
 
+    def clear(self) -> None:
+        """Removes what another calibration has left; weights, which are read from here, stay."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.name.startswith("weights"):
+                shutil.rmtree(path)
+            elif path.is_file():
+                path.unlink()
+
     def step(self, layer: int) -> None:
         """Writes down that one more is done."""
         write_text(self._state, json.dumps({"layer": layer}))
@@ -49,15 +57,16 @@ class LayerFiles:
             made: As they would be cut now.
         """
         path = self.folder / f"{kind}.safetensors"
-        if not path.is_file():
+        names = path.with_suffix(".json")  # written last: with it, both are whole
+        if not names.is_file():
             self._save(path, {f"{n}.{key}": item for n, (_, piece) in enumerate(made) for key, item in piece.items()})
-            write_text(path.with_suffix(".json"), json.dumps({"names": [name for name, _ in made]}))
-        names = read_object(path.with_suffix(".json"))["names"]
-        found: list[Batch] = [{} for _ in names]
+            write_text(names, json.dumps({"names": [name for name, _ in made]}))
+        called = read_object(names)["names"]
+        found: list[Batch] = [{} for _ in called]
         for key, tensor in load_file(path).items():
             number, _, name = key.partition(".")
             found[int(number)][name] = tensor
-        return list(zip(names, found, strict=True))
+        return list(zip(called, found, strict=True))
 
     def write(self, kind: str, layer: int, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Keeps what a layer returned on a piece.

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..data import (
     Batch,
+    Processes,
     Progress,
     counted_tokens,
     cut_padding,
@@ -146,6 +147,17 @@ class MetricSum:
         wide = gradients.float()
         self.tokens += len(wide)
         self.total = wide.T @ wide if self.total is None else self.total.addmm_(wide.T, wide)
+
+    def join(self, processes: Processes, size: int) -> None:
+        """Takes the tokens of all processes together.
+
+        Args:
+            processes: The processes.
+            size: Size of the output, d.
+        """
+        total = torch.zeros(size, size, device=processes.device) if self.total is None else self.total
+        self.total, count = processes.summed([total, torch.tensor(float(self.tokens), device=processes.device)])
+        self.tokens = int(count)
 
     def factor(self) -> Tensor | None:
         """The lower factor of their mean; None where no gradient arrived."""

@@ -9,38 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from ..data import (
-    LANGUAGE_OBJECTIVES,
     Batch,
-    Progress,
-    cut_padding,
-    evaluating,
-    fitting_pieces,
-    objective_of,
-    on_device,
+    Processes,
     plain_context,
-    row_count,
-    run_on,
-    token_count,
 )
 from ..errors import UnsupportedModelError, check_choice
-from ..files import check_disk
-from ..measure import SampledAnswers, only_these_train
 from ..modeling.find import find_ffns
 from ..modeling.loading import stored_bytes
-from ..modeling.offloading import LayerLoader, chained_layers, load_offloaded_model
+from ..modeling.offloading import chained_layers, load_offloaded_model
 from ..recipe import METRICS
-from .calibrate import StatisticsSums, begin, write_moments
+from .calibrate import begin, write_moments
 from .calibration import calibration_batches, hold_out
-from .layer_chain import LayerChain, NotAChainError
-from .layer_files import LayerFiles, Piece
-from .layer_fuser import moment_bytes
-from .loss_metric import MetricSum, metric_bytes, metric_place, metric_rows, watch_metric
+from .layer_by_layer import LayerByLayer
+from .layer_chain import NotAChainError
 from .statistics import Statistics
-from .watching import Running
 
 __all__ = ["calibrate_checkpoint"]
 
@@ -85,20 +70,24 @@ def calibrate_checkpoint(
     folder = Path(folder).expanduser().absolute()
     work = folder.with_name(f"{folder.name}.calibrating")
 
+    processes = Processes(device)
+
     def load() -> PreTrainedModel:
-        return load_offloaded_model(name_or_path, work / "weights", dtype=dtype, device=device)
+        weights = work / f"weights.{processes.number}"
+        return load_offloaded_model(name_or_path, weights, dtype=dtype, device=str(processes.device))
 
     model = load()
     batches = calibration_batches(model, calibration, tokenizer)
+    if processes.first:
+        begin(model, folder, batches, metric, seed)
+    processes.wait()
     statistics = begin(model, folder, batches, metric, seed)
     if not statistics.header.whole:
         layers = chained_layers(model)
         try:
             if not layers:
                 raise NotAChainError("its layers are not one list that runs in order")
-            _LayerByLayer(
-                model, layers, batches, statistics, work, stored_bytes(name_or_path), torch.device(device)
-            ).run()
+            LayerByLayer(model, layers, batches, statistics, work, stored_bytes(name_or_path), processes).run()
         except NotAChainError as error:
             logger.warning("%s: %s, so that whole forwards load all layers, each time", name_or_path, error)
             if statistics.header.metric == "loss":
@@ -106,9 +95,15 @@ def calibrate_checkpoint(
                     f"{name_or_path} cannot be calibrated layer by layer ({error}), which metric='loss' needs where a "
                     "model does not fit into memory: write metric='output'"
                 ) from None
+            if processes.count > 1:
+                raise UnsupportedModelError(
+                    f"{name_or_path} cannot be calibrated layer by layer ({error}): calibrate it with one process"
+                ) from None
             del model
             _by_whole_forwards(load(), batches, statistics)
-        statistics.done([], whole=True)
+        if processes.first:
+            statistics.done([], whole=True)
+        processes.wait()
     shutil.rmtree(work, ignore_errors=True)
     return statistics
 
@@ -121,156 +116,3 @@ def _by_whole_forwards(model: PreTrainedModel, batches: Sequence[Batch], statist
         raise UnsupportedModelError("its experts are 3-D parameters, which whole forwards do not show: load it whole")
     for _, layer in itertools.groupby(ffns, key=lambda ffn: (ffn.stack, ffn.layer)):
         write_moments(model, list(layer), rows, held_out, statistics)
-
-
-class _LayerByLayer:
-    """A calibration of a model whose layers are a chain.
-
-    Args:
-        model: The model, from `load_offloaded_model`.
-        layers: Its layers, by name.
-        batches: All calibration data.
-        statistics: Where statistics go.
-        work: Where what layers return goes.
-        stored: Bytes of the checkpoint.
-        device: Where layers run.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        layers: Sequence[str],
-        batches: Sequence[Batch],
-        statistics: Statistics,
-        work: Path,
-        stored: int,
-        device: torch.device,
-    ) -> None:
-        self.model, self.layers, self.statistics, self.device = model, list(layers), statistics, device
-        every = list(find_ffns(model))
-        self.ffns = [[ffn for ffn in every if f"{ffn.full_name}.".startswith(f"{name}.")] for name in layers]
-        rows, held_out = hold_out(batches)
-        wanted = statistics.header.metric == "loss"
-        metric = metric_rows(rows) if wanted else []
-        self.files = LayerFiles(work)
-        self.pieces: dict[str, list[Piece]] = {}
-        whole = objective_of(model) not in LANGUAGE_OBJECTIVES
-        for kind, data in (("rows", rows), ("held_out", held_out), ("metric", metric)):
-            running = Running()
-            cut = cut_padding(every, running.numbered(data))
-            fitting = fitting_pieces(model, cut, gradients=kind == "metric", logits=kind == "metric" and whole)
-            self.pieces[kind] = self.files.pieces(kind, [(running.name, piece) for piece in fitting])
-        hidden = int(getattr(model.config.get_text_config(), "hidden_size", every[0].hidden_size))
-        token = hidden * model.dtype.itemsize
-        kept = sum(moment_bytes(ffn, ffn.width) for ffn in every) + (metric_bytes(every) if wanted else 0)
-        needed = (2 * token_count(batches) + (len(layers) + 2) * token_count(metric)) * token + kept
-        needed += (
-            token_count(held_out) * sum(ffn.hidden_size + ffn.output_size for ffn in every) * model.dtype.itemsize
-        )
-        needed += stored if any(ffn.spec.stacked for ffn in every) else 0
-        there = sum(
-            path.stat().st_size for folder in (work, statistics.folder) for path in folder.rglob("*.safetensors")
-        )
-        check_disk(max(0, needed - there), work, f"calibrating a model of {len(layers)} layers")
-        self.loader = LayerLoader(model, self.layers, device)
-        self.chain = LayerChain(model, self.layers)
-
-    def run(self) -> None:
-        """Takes all moments, and the metric of the loss where it is wanted, from where the last run was stopped."""
-        count, done = len(self.layers), self.files.layer
-        backwards = [] if not self.pieces["metric"] else range(count + 1, 2 * count + 1)
-        forward = sum(row_count(piece) for pieces in self.pieces.values() for _, piece in pieces)
-        steps = (
-            [forward] * count + [0] + [sum(row_count(piece) for _, piece in self.pieces["metric"])] * len(backwards)
-        )
-        with evaluating(self.model), self.chain.standing_in(), Progress(sum(steps), "layers") as self.progress:
-            self.progress.update(sum(steps[:done]))
-            for number in range(done, count):
-                with self.loader.loaded(self.layers[number]):
-                    self._forward(number)
-                self.files.step(number + 1)
-                for kind in ("rows", "held_out"):
-                    self.files.forget(kind, number - 1)
-            if not backwards:
-                return
-            with only_these_train(self.model, []):
-                if done <= count:
-                    self._head()
-                    self.files.step(count + 1)
-                for step in range(max(done, count + 1), 2 * count + 1):
-                    number = 2 * count - step
-                    with self.loader.loaded(self.layers[number]):
-                        self._backward(number)
-                    self.files.step(step + 1)
-                    self.files.forget("gradient", number)
-
-    def _forward(self, number: int) -> None:
-        """Runs a layer on all pieces, and takes the moments of its FFNs."""
-        sums = [StatisticsSums(ffn) for ffn in self.ffns[number]]
-        for kind, pieces in self.pieces.items():
-            running = Running()
-            hooks = []
-            if kind != "metric":
-                hooks = [hook for item in sums for hook in item.watch(running, held_out=kind == "held_out")]
-            try:
-                for place, (running.name, piece) in enumerate(pieces):
-                    running.batch = on_device(piece, self.model)
-                    before = self.files.read(kind, number - 1, place, self.device)
-                    with run_on(running.name), torch.set_grad_enabled(False):
-                        after = self.chain.run(number, running.batch, before)
-                    self.files.write(kind, number, place, after)
-                    self.progress.update(row_count(piece))
-            finally:
-                for hook in hooks:
-                    hook.remove()
-        for ffn, item in zip(self.ffns[number], sums, strict=True):
-            self.statistics.write(ffn, item.statistics())
-        self.statistics.done(ffn.name for ffn in self.ffns[number])
-
-    def _head(self) -> None:
-        """Runs what comes behind the layers, and takes the gradients of what it was given."""
-        last = len(self.layers) - 1
-        generator = torch.Generator(self.device).manual_seed(self.statistics.header.seed)
-        answers: SampledAnswers | None = None
-        for place, (name, piece) in enumerate(self.pieces["metric"]):
-            batch = on_device(piece, self.model)
-            before = self._leaves("metric", last, place)
-            with run_on(name):
-                self.chain.hand_on(before)
-                answers = answers or SampledAnswers(self.model, batch)
-                answers.backward(batch, generator)
-            self._keep_gradients(last, place, before)
-
-    def _backward(self, number: int) -> None:
-        """Runs a layer once more, and back: the metric of its FFNs, and the gradients of what it was given."""
-        sums: dict[str, MetricSum] = {}
-        running: dict[str, Batch] = {}
-        exits = {ffn.exit: ffn for ffn in self.ffns[number]}
-        hooks = [watch_metric(ffn, sums.setdefault(metric_place(ffn), MetricSum()), running) for ffn in exits.values()]
-        try:
-            for place, (name, piece) in enumerate(self.pieces["metric"]):
-                running["batch"] = on_device(piece, self.model)
-                before = self._leaves("metric", number - 1, place) if number else {}
-                with run_on(name), torch.enable_grad():
-                    after = self.chain.run(number, running["batch"], before)
-                    gradients = self.files.read("gradient", number, place, self.device)
-                    wanted = [key for key in gradients if after[key].requires_grad]
-                    if wanted:
-                        torch.autograd.backward([after[key] for key in wanted], [gradients[key] for key in wanted])
-                if number:
-                    self._keep_gradients(number - 1, place, before)
-                self.progress.update(row_count(piece))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for where, item in sums.items():
-            self.statistics.write_metric(where, item.factor())
-
-    def _leaves(self, kind: str, layer: int, place: int) -> dict[str, torch.Tensor]:
-        """What a layer returned, to take gradients of."""
-        found = self.files.read(kind, layer, place, self.device)
-        return {name: item.requires_grad_(item.is_floating_point()) for name, item in found.items()}
-
-    def _keep_gradients(self, layer: int, place: int, leaves: dict[str, torch.Tensor]) -> None:
-        found = {name: item.grad for name, item in leaves.items() if item.grad is not None}
-        self.files.write("gradient", layer, place, found)

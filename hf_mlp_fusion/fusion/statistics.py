@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,17 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import Batch
 from ..errors import BrokenCheckpointError
 from ..files import read_object, whole_file, write_text
 from ..modeling.ffn import FFN
 from ..tensors import Moments
 from .loss_metric import metric_place
+from .statistics_header import FORMAT, Header, tensor_bytes
 from .watching import TokenSample
 
-__all__ = ["FFNStatistics", "Header", "Statistics", "token_hash"]
+__all__ = ["FFNStatistics", "Statistics"]
 
-FORMAT = 1
 _HEADER = "statistics.json"
 _MOMENTS = ("gram", "cross", "h_mean", "y_mean")
 _SAMPLES = ("held_out", "few")
@@ -44,37 +41,6 @@ class FFNStatistics:
     moments: Moments | None
     held_out: TokenSample | None = None
     few: TokenSample | None = None
-
-
-@dataclass
-class Header:
-    """What the statistics of a model are of, in `statistics.json`.
-
-    Args:
-        source: The model: name_or_path, model_type, architecture, dtype.
-        rows: Rows of calibration data, those held out too.
-        tokens: Their tokens, without padding.
-        sha256: Of what was calibrated on (`token_hash`).
-        metric: `"loss"` where its metric was taken, else `"output"`.
-        seed: Seed of the answers that the metric was taken on.
-        ffns: The FFNs that are done.
-        whole: Whether all are.
-        format: Version of the format.
-    """
-
-    source: dict[str, Any]
-    rows: int
-    tokens: int
-    sha256: str
-    metric: str = "output"
-    seed: int = 0
-    ffns: list[str] = field(default_factory=list)
-    whole: bool = False
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        """Returns the fields as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
 
 
 class Statistics:
@@ -280,25 +246,7 @@ class Statistics:
             )
 
 
-def token_hash(batches: Iterable[Batch]) -> str:
-    """What identifies calibration data: a SHA-256 of all tensors of the batches, in order.
-
-    Args:
-        batches: The batches.
-    """
-    found = hashlib.sha256()
-    for batch in batches:
-        for name, tensor in sorted(batch.items()):
-            found.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
-            found.update(_bytes(tensor))
-    return found.hexdigest()
-
-
 def _fingerprint(ffn: FFN) -> str:
     """Tells the weights of an FFN from others; empty where they are not in memory."""
     down = ffn.read().down
-    return "" if down.is_meta else hashlib.sha256(_bytes(down)).hexdigest()
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return "" if down.is_meta else hashlib.sha256(tensor_bytes(down)).hexdigest()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..data import Batch, counted_tokens
+from ..data import Batch, Processes, counted_tokens
 from ..errors import DataError
 from ..modeling.ffn import FFN
 from ..tensors import FFNWeights, Moments, MomentSums
@@ -80,6 +80,14 @@ class KeptTokens:
         else:
             # Copies: a slice would keep all that it is a part of.
             self._kept.append((inputs.cpu().clone(), outputs.cpu().clone(), None if gates is None else gates.cpu()))
+
+    def join(self, processes: Processes) -> None:
+        """Takes the tokens of all processes together."""
+        self.count = sum(processes.joined([self.count]))
+        if self.most is not None and self.count > self.most:
+            self._kept = []
+        else:
+            self._kept = processes.joined(self._kept)
 
     def sample(self) -> TokenSample | None:
         """What was kept; None where that is nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,14 @@ def read_config(name_or_path: str) -> Any:
 
 
 def load_whole(
-    cls: Any, name_or_path: str, *, dtype: Any = "auto", new_head: bool = False, device: str = "cpu", **kwargs: Any
+    cls: Any,
+    name_or_path: str,
+    *,
+    dtype: Any = "auto",
+    new_head: bool = False,
+    device: str = "cpu",
+    places: Callable[[Any], dict[str, str]] | None = None,
+    **kwargs: Any,
 ) -> Any:
     """Loads a model, and refuses checkpoints that lack some of its weights. Only safetensors are read.
 
@@ -122,17 +129,22 @@ def load_whole(
         dtype: A torch dtype or its name, or `"auto"` for the one that the weights are stored in.
         new_head: Whether it may get a new head, which no checkpoint has yet.
         device: Device to load it to.
+        places: Gives the `device_map` of a model of a class, instead; of one that is not to be held whole.
         **kwargs: More for `from_pretrained`.
 
     Raises:
         UnsupportedModelError: It has no safetensors.
         BrokenCheckpointError: Its files are broken, cannot be read, or lack weights.
     """
-    if "device_map" not in kwargs and device != "meta":  # else it is not to be held whole
+    if places is not None:
+        kwargs["device_map"] = places(cls)
+    elif device == "meta":  # nothing is held
+        kwargs["device_map"] = {"": device}
+    else:
         stored = stored_bytes(name_or_path)
         check_room(stored, torch.device(device), f"loading {name_or_path}", "free some, or raise the limit")
-    if device != "cpu" and "device_map" not in kwargs:
-        kwargs["device_map"] = {"": device}
+        if device != "cpu":
+            kwargs["device_map"] = {"": device}
     try:
         model, info = cls.from_pretrained(
             name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs
@@ -153,7 +165,7 @@ def load_whole(
         raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
     if not new_head and _lacks_its_head(model, info["missing_keys"]):
         # Sentence encoders often name the head that they were pretrained with, and have their body alone.
-        return load_whole(AutoModel, name_or_path, dtype=dtype, device=device, **kwargs)
+        return load_whole(AutoModel, name_or_path, dtype=dtype, device=device, places=places, **kwargs)
     check_nothing_missing(model, info, name_or_path, new_head=new_head)
     return model
 

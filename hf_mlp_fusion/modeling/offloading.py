@@ -32,12 +32,15 @@ def load_offloaded_model(name_or_path: str, folder: Path, *, dtype: str = "auto"
         FusionError: As `load_stock_model`.
     """
     stock, config = stock_class(name_or_path)
-    with torch.device("meta"):
-        empty = AutoModel.from_config(config) if stock is AutoModel else stock(config)
-    layers = set(_layer_lists(empty))
-    places: dict[str, str] = {}
-    _place(empty, "", layers, places, device)
-    return load_whole(stock, name_or_path, config=config, dtype=dtype, device_map=places, offload_folder=str(folder))
+
+    def places(cls: Any) -> dict[str, str]:
+        with torch.device("meta"):
+            empty = AutoModel.from_config(config) if cls is AutoModel else cls(config)
+        found: dict[str, str] = {}
+        _place(empty, "", set(_layer_lists(empty)), found, device)
+        return found
+
+    return load_whole(stock, name_or_path, config=config, dtype=dtype, places=places, offload_folder=str(folder))
 
 
 def _place(module: nn.Module, path: str, layers: set[str], places: dict[str, str], device: str) -> None:

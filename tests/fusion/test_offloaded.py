@@ -1,5 +1,6 @@
 """Calibration layer by layer, its layers on disk: the statistics of the plain way."""
 
+import json
 import logging
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from any_family import tiny_family_model
 from conftest import tiny_model
 from safetensors.torch import load_file
@@ -62,6 +64,7 @@ def equal(expected, seen):
 KILLED = """
 import os, signal, sys
 import torch
+import transformers
 from hf_mlp_fusion.files import atomic
 from hf_mlp_fusion.fusion import calibrate_checkpoint, layer_files, statistics
 model, folder, data, last = sys.argv[1:]
@@ -155,3 +158,28 @@ def test_other_things_in_the_folder_are_refused(tmp_path):
         calibrate_checkpoint(str(tmp_path / "model"), tmp_path / "found", batches(model, count=2))
     with pytest.raises(FusionError, match="holds no statistics"):
         calibrate_checkpoint(str(tmp_path / "model"), tmp_path / "model", batches(model))
+
+
+def test_what_another_calibration_left_behind_is_not_taken_for_its_own(tmp_path):
+    model = tiny_model("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    data = batches(model)
+    (tmp_path / "found.calibrating" / "rows.0").mkdir(parents=True)
+    for name in ("rows.json", "rows.safetensors", "state.json"):
+        (tmp_path / "found.calibrating" / name).write_text('{"layer": 2, "names": []}')
+    calibrate_checkpoint(str(tmp_path / "model"), tmp_path / "found", data)
+    calibrate_model(model, tmp_path / "plain", data)
+    equal(files(tmp_path / "plain"), files(tmp_path / "found"))
+
+
+def test_a_checkpoint_of_the_body_alone_is_calibrated_as_that(tmp_path):
+    """Sentence encoders name the head that they were pretrained with, and have none."""
+    model = tiny_model("bert", transformers.BertModel)
+    model.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+    data = batches(model)
+    found = calibrate_checkpoint(str(tmp_path / "model"), tmp_path / "found", data)
+    assert found.header.metric == "output"
+    calibrate_model(model, tmp_path / "plain", data)
+    equal(files(tmp_path / "plain"), files(tmp_path / "found"))
