@@ -14,10 +14,11 @@ from .late_imports import after_import, when_used
 if TYPE_CHECKING:
     from .errors import BrokenCheckpointError, FusionConfigError, FusionError, FusionWarning, UnsupportedModelError
     from .export import export_plain, fold, unfold
-    from .fusion import calibrate_ntk, fuse_model
+    from .fusion import Statistics, calibrate_checkpoint, calibrate_model, calibrate_ntk, fuse_model
     from .modeling.modules import ClusterScaling, FusedMLP
     from .modeling.registration import register_family
     from .recipe import FusionConfig, FusionReport
+    from .streaming import fuse_checkpoint
     from .training import freeze_routers, router_losses
 
 __version__ = "0.1.0"
@@ -31,11 +32,15 @@ _LAZY = {
     "FusionError": "errors",
     "FusionReport": "recipe",
     "FusionWarning": "errors",
+    "Statistics": "fusion",
     "UnsupportedModelError": "errors",
+    "calibrate_checkpoint": "fusion",
+    "calibrate_model": "fusion",
     "calibrate_ntk": "fusion",
     "export_plain": "export",
     "fold": "export",
     "freeze_routers": "training",
+    "fuse_checkpoint": "streaming",
     "fuse_model": "fusion",
     "register_family": "modeling.registration",
     "router_losses": "training",
@@ -51,11 +56,15 @@ __all__ = [
     "FusionError",
     "FusionReport",
     "FusionWarning",
+    "Statistics",
     "UnsupportedModelError",
+    "calibrate_checkpoint",
+    "calibrate_model",
     "calibrate_ntk",
     "export_plain",
     "fold",
     "freeze_routers",
+    "fuse_checkpoint",
     "fuse_model",
     "register_family",
     "router_losses",

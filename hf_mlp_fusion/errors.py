@@ -7,6 +7,7 @@ from collections.abc import Iterable
 __all__ = [
     "BrokenCheckpointError",
     "DataError",
+    "DiskLimitError",
     "FusionConfigError",
     "FusionError",
     "FusionWarning",
@@ -40,6 +41,10 @@ class DataError(FusionError, ValueError):
 
 class MemoryLimitError(FusionError, MemoryError):
     """Work that takes more memory than there is. It was not started, or nothing of it was kept."""
+
+
+class DiskLimitError(FusionError, OSError):
+    """Work that writes more than there is room for on the disk. It was not started."""
 
 
 class HubError(FusionError, OSError):

@@ -28,6 +28,7 @@ LAYERS = (
     "data",
     "measure",
     "fusion",
+    "streaming",
     "export",
     "training",
     "baselines",

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..errors import FusionError, FusionWarning, is_memory_shortage
-from . import bench, card, compare, demo, export, families, fuse, inspect, push, report, tune
+from . import bench, calibrate, card, compare, demo, export, families, fuse, inspect, push, report, tune
 from .piped import lines_where_piped
 
 __all__ = ["app", "main"]
@@ -33,6 +33,7 @@ _MAKE, _LOOK, _SHARE = "Make", "Look and measure", "Share"
 for verb, panel in (
     (demo.demo, _MAKE),
     (fuse.fuse, _MAKE),
+    (calibrate.calibrate, _MAKE),
     (tune.tune, _MAKE),
     (inspect.inspect, _LOOK),
     (families.families, _LOOK),

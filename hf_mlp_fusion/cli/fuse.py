@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +14,8 @@ from ..recipe import CLUSTERINGS, METRICS, NTKS, REFITS, SELECTIONS, FusionConfi
 from .options import (
     DEFAULTS,
     HOW,
+    OUTPUT,
+    RUN,
     TEXTS,
     WHAT,
     Column,
@@ -64,6 +67,13 @@ def fuse(
             "--sampled", help="Without texts: on what the language model writes itself.", rich_help_panel=TEXTS
         ),
     ] = False,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            help="Without texts: on statistics of the model, which `calibrate` has made.",
+            rich_help_panel=TEXTS,
+        ),
+    ] = None,
     clustering: Annotated[
         str, typer.Option(help=f"{', '.join(CLUSTERINGS)}.", rich_help_panel=HOW)
     ] = DEFAULTS.clustering,
@@ -91,14 +101,30 @@ def fuse(
         typer.Option(help=f"{', '.join(METRICS)}. auto: loss for language models with texts.", rich_help_panel=HOW),
     ] = DEFAULTS.metric,
     seed: Seed = DEFAULTS.seed,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="For a model that does not fit into memory: FFN by FFN, from its shards to those of the result.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
     device: Device = "cpu",
     dtype: Dtype = "auto",
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Size of a file of weights, at most.", show_default="50GB, with --stream 5GB", rich_help_panel=OUTPUT
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Fuse the FFNs or experts of MODEL and save the result, tokenizer and all, in OUT.
 
     Give a few hundred texts like those that the model will see: calibrated on them, it keeps the output far better.
+    What is stopped with --stream goes on when the same command is given again: until it is done, that lies in
+    OUT.streaming.
     """
     check_device(device)
     config = FusionConfig(
@@ -114,28 +140,49 @@ def fuse(
         metric=metric,
         power=parse_power(power),
     )
-    given = [item for item in (texts, dataset, sampled) if item]
+    given = [item for item in (texts, dataset, sampled, statistics) if item]
     if len(given) > 1:
-        raise FusionConfigError("give one of --texts FILE, --dataset NAME and --sampled")
+        raise FusionConfigError("give one of --texts FILE, --dataset NAME, --sampled and --statistics FOLDER")
+    if stream and given and statistics is None:
+        raise FusionConfigError(
+            "--stream never runs the model: make statistics of the texts first, with hf-mlp-fusion calibrate, and "
+            "give --statistics FOLDER"
+        )
     config.resolved(calibrated=bool(given))
     check_dtype(dtype)
     check_output_folder(out, overwrite=overwrite, source=model)
 
-    from ..data import read_texts, save_carrying
-    from ..fusion import SAMPLED, check_smaller, fuse_model
-    from ..hub import check_folder, check_side_files
-    from ..modeling.loading import load_stock_model
+    if stream:
+        from ..streaming import fuse_checkpoint
 
-    source = texts or dataset
-    calibration = SAMPLED if sampled else read_texts(source, column=column, split=split) if source else None
-    stock = load_stock_model(model, dtype=dtype, device=device)
-    check_side_files(model)
-    check_smaller(stock, config)
-    fused = fuse_model(stock, config, calibration=calibration, inplace=True)
-    with output_folder(out, overwrite=overwrite) as folder:
-        save_carrying(fused, model, folder)
-        check_folder(folder)
-    report = fused.fusion_report
+        report = fuse_checkpoint(
+            model,
+            out,
+            config,
+            statistics=statistics,
+            dtype=dtype,
+            device=device,
+            max_shard_size=max_shard_size or "5GB",
+            overwrite=overwrite,
+        )
+    else:
+        from ..data import read_texts, save_carrying
+        from ..fusion import SAMPLED, Statistics, check_smaller, fuse_model
+        from ..hub import check_folder, check_side_files
+        from ..modeling.loading import load_stock_model
+
+        source = texts or dataset
+        calibration: Any = SAMPLED if sampled else read_texts(source, column=column, split=split) if source else None
+        if statistics is not None:
+            calibration = Statistics(statistics)
+        stock = load_stock_model(model, dtype=dtype, device=device)
+        check_side_files(model)
+        check_smaller(stock, config)
+        fused = fuse_model(stock, config, calibration=calibration, inplace=True)
+        with output_folder(out, overwrite=overwrite) as folder:
+            save_carrying(fused, model, folder, max_shard_size=max_shard_size or "50GB")
+            check_folder(folder)
+        report = fused.fusion_report
     if as_json:
         typer.echo(report.to_json(), nl=False)
         return

@@ -19,6 +19,7 @@ from .given import as_batches, given_items, with_decoder_inputs
 from .hub_datasets import load_hub_dataset
 from .objectives import LANGUAGE_OBJECTIVES, longest_row, make_batches, objective_of
 from .padding import counted_tokens, cut_padding, first_tokens, single_rows, token_mask, unpadded
+from .processes import Processes
 from .progress import Progress, progress_over
 from .running import (
     evaluating,
@@ -49,6 +50,7 @@ __all__ = [
     "LANGUAGE_OBJECTIVES",
     "LOGIT_BYTES",
     "Batch",
+    "Processes",
     "Progress",
     "as_batches",
     "available_bytes",

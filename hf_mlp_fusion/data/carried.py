@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BrokenCheckpointError, DataError
 from ..hub import carry_side_files
@@ -17,19 +17,20 @@ __all__ = ["save_carrying"]
 _PROBE = "A text, with words: 1 and 2."
 
 
-def save_carrying(model: PreTrainedModel, source: str, folder: Path) -> None:
+def save_carrying(model: PreTrainedModel, source: str, folder: Path, **kwargs: Any) -> None:
     """Saves a model with what lies beside its original, and loads the tokenizer, where there is one, from there.
 
     Args:
         model: The model.
         source: Folder or Hub id of the original.
         folder: Where to save it.
+        **kwargs: More for `save_pretrained`.
 
     Raises:
         BrokenCheckpointError: Something beside the original is broken, or its tokenizer did not survive.
     """
     carry_side_files(source, folder)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **kwargs)
     try:
         before = load_tokenizer(source)
     except DataError:  # there was none, or none that loads

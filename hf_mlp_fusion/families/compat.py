@@ -24,6 +24,11 @@
   `classes.py`);
 - `transformers.modeling_utils._add_variant` (`headers.py`);
 - `PreTrainedModel._upload_modified_files`, which uploads what a push has saved (`classes.py`);
+- of `transformers.core_model_loading` `rename_source_key`, `dot_natural_key`, `WeightRenaming`, and `WeightConverter`
+  with its `add_tensor` and `convert`; `_weight_conversions` again, which is there too on a model that was loaded with
+  `device_map="meta"` (`streaming/stored.py`);
+- `transformers.modeling_utils.remove_tied_weights_from_state_dict` and `PreTrainedModel._keys_to_ignore_on_save`
+  (`streaming/shards.py`), and `all_tied_weights_keys` (`streaming/twin.py`);
 - the tables `TRANSFORMERS_MODELS_TO_*` of `peft.utils.constants` (`adapters.py`).
 """
 

@@ -3,8 +3,9 @@
 May import `errors`. Nothing here knows of models.
 """
 
-from .atomic import check_output_folder, check_writable, output_folder, write_bytes, write_text
+from .atomic import check_output_folder, check_writable, output_folder, whole_file, write_bytes, write_text
 from .budget import available_bytes, check_room, readable_bytes, spare_bytes
+from .disk import check_disk
 from .json_files import read_object
 from .json_lines import append_json, read_json
 from .locate import check_exists, check_readable, files_like, is_repo_id, locate_file
@@ -13,6 +14,7 @@ from .minilm import minilm_folder
 __all__ = [
     "append_json",
     "available_bytes",
+    "check_disk",
     "check_exists",
     "check_output_folder",
     "check_readable",
@@ -27,6 +29,7 @@ __all__ = [
     "read_object",
     "readable_bytes",
     "spare_bytes",
+    "whole_file",
     "write_bytes",
     "write_text",
 ]

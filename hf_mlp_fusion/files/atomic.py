@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import FusionConfigError, FusionError
 
-__all__ = ["check_output_folder", "check_writable", "output_folder", "write_bytes", "write_text"]
+__all__ = ["check_output_folder", "check_writable", "output_folder", "whole_file", "write_bytes", "write_text"]
 
 _LOCK = ".lock"  # behind the name of a folder that is being written
 
@@ -134,10 +134,24 @@ def write_bytes(path: Path, data: bytes) -> None:
         path: The file; its folder exists.
         data: What it will hold.
     """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file that comes into being whole or not at all, written by whatever writes files.
+
+    Args:
+        path: The file; its folder exists.
+
+    Yields:
+        A temporary file beside it, which takes its place when the block ends without an error.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        yield Path(name)
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:

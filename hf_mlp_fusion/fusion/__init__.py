@@ -3,25 +3,48 @@
 May import `measure`, `data`, `modeling` and what is below.
 """
 
+from .calibrate import calibrate_model
 from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows
-from .driver import LayerReducer, Method, ReducedFFN, check_reducible, check_whole, reduce_ffns
-from .fuse import fuse_model
+from .checks import check_finite, check_reducible, check_whole
+from .driver import LayerReducer, Method, build_smaller, reduce_ffns, reduction_work
+from .fuse import cost_of_no_data, few_tokens, fuse_model
 from .kernel_size import calibrate_ntk
+from .layer_fuser import LayerFuser
+from .offloaded import calibrate_checkpoint
 from .plan import check_smaller, plan_fusion
+from .receipts import ReducedFFN, Size, ffn_report, ffn_width, receipt, source_of
+from .sources import StatisticsSource, recipe_for
+from .statistics import Statistics
 
 __all__ = [
     "SAMPLED",
     "SAMPLES",
+    "LayerFuser",
     "LayerReducer",
     "Method",
     "ReducedFFN",
+    "Size",
+    "Statistics",
+    "StatisticsSource",
+    "build_smaller",
+    "calibrate_checkpoint",
+    "calibrate_model",
     "calibrate_ntk",
     "calibration_batches",
+    "check_finite",
     "check_reducible",
     "check_smaller",
     "check_whole",
+    "cost_of_no_data",
+    "few_tokens",
+    "ffn_report",
+    "ffn_width",
     "first_rows",
     "fuse_model",
     "plan_fusion",
+    "receipt",
+    "recipe_for",
     "reduce_ffns",
+    "reduction_work",
+    "source_of",
 ]

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..data import (
     LANGUAGE_OBJECTIVES,
     Batch,
     Progress,
-    counted_tokens,
     cut_padding,
     evaluating,
     first_tokens,
@@ -42,6 +40,7 @@ from ..errors import DataError
 from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
 from ..tensors import FFNWeights, Moments, MomentSums
+from .watching import Running, watch_moments
 
 __all__ = [
     "NTK_SAMPLES",
@@ -53,6 +52,7 @@ __all__ = [
     "hold_out",
     "kernel_rows",
     "moments_work",
+    "run_watched",
 ]
 
 SAMPLES = 512
@@ -201,12 +201,31 @@ def collect_moments(
         The moments by FFN name. An expert that saw no token has none.
     """
     sums = {ffn.name: MomentSums(centred=ffn.read().down_bias is not None) for ffn in ffns}
-    running = _Running()
-    hooks = [
-        hook
-        for ffn in ffns
-        for hook in _watch(ffn, sums[ffn.name], running, None if units is None else units[ffn.name])
-    ]
+
+    def watch(ffn: FFN, running: Running) -> Iterator[RemovableHandle]:
+        return watch_moments(ffn, sums[ffn.name], running, None if units is None else units[ffn.name])
+
+    run_watched(model, ffns, batches, watch)
+    # One after another: the sums of one are gone before the moments of the next are there.
+    return {name: item.moments() for name in list(sums) if (item := sums.pop(name)).count}
+
+
+def run_watched(
+    model: PreTrainedModel,
+    ffns: Sequence[FFN],
+    batches: Sequence[Batch],
+    watch: Callable[[FFN, Running], Iterator[RemovableHandle]],
+) -> None:
+    """Runs a model on batches up to some FFNs, and no further.
+
+    Args:
+        model: The model.
+        ffns: The FFNs, in the model's order.
+        batches: The batches.
+        watch: Hooks an FFN, to see what passes through it.
+    """
+    running = Running()
+    hooks = [hook for ffn in ffns for hook in watch(ffn, running)]
     layers = _layers(model, ffns)
     waiting: set[nn.Module] = set()
 
@@ -230,8 +249,6 @@ def collect_moments(
     finally:
         for hook in hooks:
             hook.remove()
-    # One after another: the sums of one are gone before the moments of the next are there.
-    return {name: item.moments() for name in list(sums) if (item := sums.pop(name)).count}
 
 
 def moments_work(model: PreTrainedModel, ffns: Sequence[FFN], batches: Iterable[Batch]) -> float:
@@ -251,39 +268,3 @@ def _layers(model: PreTrainedModel, ffns: Sequence[FFN]) -> list[nn.Module]:
         names = [ffn.full_name.replace(".", "/") for ffn in group]
         layers.append(model.get_submodule(os.path.commonpath(names).replace("/", ".")))
     return layers
-
-
-@dataclass
-class _Running:
-    """The batch that runs through a model."""
-
-    batch: Batch = field(default_factory=dict)
-    name: str = ""
-
-    def numbered(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Hands batches on, and counts them."""
-        for number, batch in enumerate(batches, 1):
-            self.name = f"calibration batch {number}"
-            yield batch
-
-
-def _watch(
-    ffn: FFN, sums: MomentSums, running: _Running, units: FFNWeights | None
-) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    inputs: list[Tensor] = []
-    gates: list[Tensor] = []
-
-    def add(hidden: Tensor, output: Tensor) -> None:
-        if units is not None:
-            hidden = ffn.hidden(inputs.pop(), units)
-        mask = counted_tokens(ffn, running.batch, output)
-        hidden, output = (item.flatten(0, -2) if mask is None else item[mask] for item in (hidden, output))
-        if not (hidden.isfinite().all() and output.isfinite().all()):
-            raise DataError(
-                f"{ffn.name} computes NaN or infinity on {running.name}: look for NaN in that batch, or load the "
-                "model in float32"
-            )
-        # An expert's error reaches the output times the gate. As a weight its square is no better, on few worse.
-        sums.add(hidden, output, gates.pop() if gates else None)
-
-    yield from ffn.watch(None if units is None else inputs.append, add, gates.append)

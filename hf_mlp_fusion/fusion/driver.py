@@ -8,51 +8,29 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedModel
 
-from .. import __version__
 from ..data import Progress
-from ..errors import FusionConfigError, FusionWarning, UnsupportedModelError
+from ..errors import FusionWarning, UnsupportedModelError
 from ..families import family_of
-from ..modeling.building import check_built, convert_config, rebuild
-from ..modeling.classes import FusedModelMixin, fused_class
+from ..modeling.building import convert_config, rebuild
+from ..modeling.classes import fused_class
 from ..modeling.configs import config_class
 from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
 from ..modeling.forms import FORMS, ReducedWeights
-from ..recipe import FFNReport, FFNWidth, FusionConfig, FusionReport, FusionSection
+from ..recipe import FFNReport, FFNWidth, FusionConfig, FusionSection
 from ..tensors import Fusion
+from .checks import check_finite
 from .plan import plan_fusion
+from .receipts import ReducedFFN, Size, ffn_report, ffn_width, receipt, source_of
 
-__all__ = ["LayerReducer", "Method", "ReducedFFN", "check_reducible", "check_whole", "reduce_ffns", "reduction_work"]
+__all__ = ["LayerReducer", "Method", "build_smaller", "reduce_ffns", "reduction_work"]
 
 _SELECTION = 30  # operations of a selection and a refit: float64, and memory more than arithmetic
-
-Weights = TypeVar("Weights", bound=ReducedWeights, covariant=True)
-
-
-@dataclass(frozen=True)
-class ReducedFFN(Generic[Weights]):
-    """What a method made of one FFN, and how.
-
-    Args:
-        weights: Its weights, of the kind that the method's form takes.
-        inertia_share: Share of the units' variance that the clusters lose, where units were clustered.
-        method: `"clusters"` or `"obs"`, and the refit behind a plus; or the baseline.
-        tokens: Tokens that it was calibrated on.
-        calibration_error: Relative output error on further rows, None without calibration.
-    """
-
-    weights: Weights
-    inertia_share: float | None
-    method: str
-    tokens: int = 0
-    calibration_error: float | None = None
-
 
 LayerReducer = Callable[[Sequence[tuple[FFN, int]]], Mapping[str, ReducedFFN[ReducedWeights]]]
 """Reduces the FFNs of one layer (one, or the experts of a mixture), each given with the units to keep; by name."""
@@ -105,10 +83,8 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
                 f"{method.name} makes FFNs of the form {method.form!r}, which {ffn.name} cannot have: its gate and up "
                 "projections are one matrix"
             )
-        if not torch.isfinite(ffn.read().features()).all():
-            raise FusionConfigError(f"the weights of {ffn.name} hold NaN or infinity: the checkpoint is broken")
-    parameters, size = model.num_parameters(), model.get_memory_footprint()
-    ffn_parameters = sum(ffn.parameter_count(ffn.width) for ffn in find_ffns(model))
+        check_finite(ffn)
+    before = Size.of(model)
 
     # A copy is reduced layer by layer, so that calibration sees the layers before as they will be.
     working = model if inplace else copy.deepcopy(model)
@@ -124,108 +100,23 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
         reduced = reduce_layer(group)
         seconds = (time.perf_counter() - layer_started) / len(group)
         for ffn, _ in group:
-            reports.append(_ffn_report(ffn, reduced[ffn.name], method, seconds))
-            host = ffn.spec.host if len(family.specs_of(ffn.entry)) > 1 else None
+            reports.append(ffn_report(ffn, reduced[ffn.name], method.form, seconds))
             made = reduced[ffn.name].weights
             power = made.power if isinstance(made, Fusion) else 1.0
-            widths[ffn.entry] = FFNWidth(reports[-1].width, ffn.width, method.form, host=host, power=power)
+            widths[ffn.entry] = ffn_width(ffn, reports[-1].width, family, method.form, power)
         _replace([(ffn, reduced[ffn.name].weights) for ffn, _ in group], method)
         progress.update(len(group))
     progress.close()
 
-    section = FusionSection(config, _source(model), widths, method.name)
-    smaller = _build(working, section, inplace)
-    smaller.fusion_report = FusionReport(
-        recipe=config.to_dict(),
-        source=section.source,
-        ffns=reports,
-        skipped=plan.skipped,
-        parameters_before=parameters,
-        parameters_after=smaller.num_parameters(),
-        bytes_before=size,
-        bytes_after=smaller.get_memory_footprint(),
-        ffn_parameters=ffn_parameters,
-        fused_share=sum(report.parameters_before for report in reports) / ffn_parameters,
-        seconds=round(time.perf_counter() - started, 3),
-        warnings=plan.warnings,
-        versions={
-            "hf_mlp_fusion": __version__,
-            "transformers": transformers.__version__,
-            "torch": str(torch.__version__),
-        },
-    )
+    section = FusionSection(config, source_of(model), widths, method.name)
+    smaller = build_smaller(working, section, inplace)
+    smaller.fusion_report = receipt(smaller, section, plan, reports, before, time.perf_counter() - started)
     return smaller
 
 
 def reduction_work(todo: Sequence[tuple[FFN, int]]) -> float:
     """About how many operations (of a forward's speed) it takes to choose and refit the units of some FFNs."""
     return float(sum(_SELECTION * ffn.width**3 for ffn, _ in todo))
-
-
-def check_reducible(model: PreTrainedModel) -> None:
-    """Checks that a model is one that can be made smaller.
-
-    Args:
-        model: The model.
-
-    Raises:
-        UnsupportedModelError: It is not, and why.
-    """
-    if isinstance(model, FusedModelMixin):
-        raise UnsupportedModelError(
-            "the model is fused already, and fusion cannot be repeated or undone: start from the original, "
-            f"{model.config.mlp_fusion['source'].get('name_or_path') or 'the model that was fused'}"
-        )
-    check_whole(model)
-
-
-def check_whole(model: PreTrainedModel) -> None:
-    """Checks that all weights of a model are there to be read and written, and nothing else computes beside them.
-
-    Args:
-        model: The model, stock or fused.
-
-    Raises:
-        UnsupportedModelError: They are not, and why; or its family is not supported, or the model is not what its
-            class and config build.
-    """
-    if not isinstance(model, PreTrainedModel):
-        hint = "; call merge_and_unload() first" if hasattr(model, "peft_config") else ""
-        raise UnsupportedModelError(f"a transformers model is needed, not a {type(model).__name__}{hint}")
-    if getattr(model, "peft_config", None):
-        raise UnsupportedModelError("the model carries PEFT adapters: merge or delete them first, add adapters after")
-    if getattr(model, "is_quantized", False) and not _from_gguf(model):
-        raise UnsupportedModelError("the model is quantized: load it without quantization, and quantize afterwards")
-    family_of(model.config)
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise UnsupportedModelError("some weights are offloaded or on the meta device: load the model without that")
-    check_built(model)
-
-
-def _from_gguf(model: PreTrainedModel) -> bool:
-    """Whether a model was read from GGUF and is all floats now: it calls itself quantized, and is not."""
-    method = getattr(model, "quantization_method", None)
-    return str(getattr(method, "value", method)) == "gguf" and all(p.is_floating_point() for p in model.parameters())
-
-
-def _ffn_report(ffn: FFN, reduced: ReducedFFN[ReducedWeights], method: Method, seconds: float) -> FFNReport:
-    form, weights = FORMS[method.form], reduced.weights
-    sizes = weights.cluster_sizes if isinstance(weights, Fusion) else None
-    tensors = form.tensors(ffn, weights).values()
-    return FFNReport(
-        name=ffn.name,
-        original_width=ffn.width,
-        width=form.width(weights),
-        inertia_share=reduced.inertia_share,
-        largest_cluster=None if sizes is None else int(sizes.max()),
-        singletons=None if sizes is None else int((sizes == 1).sum()),
-        parameters_before=ffn.parameter_count(ffn.width),
-        parameters_after=sum(tensor.numel() for tensor in tensors if tensor.is_floating_point()),
-        seconds=round(seconds, 3),
-        method=reduced.method,
-        tokens=reduced.tokens,
-        calibration_error=reduced.calibration_error,
-    )
 
 
 def _replace(group: Sequence[tuple[FFN, ReducedWeights]], method: Method) -> None:
@@ -244,17 +135,14 @@ def _replace(group: Sequence[tuple[FFN, ReducedWeights]], method: Method) -> Non
         ffn.write(tensors)
 
 
-def _source(model: PreTrainedModel) -> dict[str, Any]:
-    return {
-        "name_or_path": model.config.name_or_path,
-        "model_type": model.config.model_type,
-        "architecture": type(model).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
+def build_smaller(working: PreTrainedModel, section: FusionSection, inplace: bool) -> Any:
+    """Builds the fused twin of a stock model with fused FFNs, taking over its tensors.
 
-
-def _build(working: PreTrainedModel, section: FusionSection, inplace: bool) -> Any:
-    """Builds the fused twin of a stock model with fused FFNs, taking over its tensors."""
+    Args:
+        working: The stock model.
+        section: The config section.
+        inplace: Whether `working` is left without weights.
+    """
     config_type = config_class(family_of(working.config))
     config = convert_config(working.config, config_type, {"mlp_fusion": section.to_dict()})
     fused = rebuild(working, fused_class(type(working)), config, working.state_dict())

@@ -16,13 +16,16 @@ from ..errors import FusionWarning
 from ..modeling.ffn import FFN
 from ..recipe import FusionConfig, FusionReport, check_recipe
 from .calibration import SAMPLES, calibration_batches, hold_out, kernel_rows
-from .driver import LayerReducer, Method, check_reducible, reduce_ffns
+from .checks import check_reducible
+from .driver import LayerReducer, Method, reduce_ffns
 from .foresight import check_memory, fusion_work
 from .kernel_size import kernel_sizes, match_kernel_sizes
 from .layer_fuser import LayerFuser, is_rare
 from .plan import plan_fusion
+from .sources import MomentSource, RowSource, StatisticsSource, recipe_for
+from .statistics import Statistics
 
-__all__ = ["fuse_model"]
+__all__ = ["cost_of_no_data", "few_tokens", "fuse_model"]
 
 _NAMED = 8  # rare experts in a warning; the receipt has the tokens of all
 
@@ -45,7 +48,8 @@ def fuse_model(
         config: What to fuse and how.
         calibration: Data that the recipe may use, to keep the output far better than without: texts, a text file, a
             data set, or batches of model inputs (mappings of tensors). A few hundred sentences do. `"sampled"` needs
-            none: a language model is calibrated on what it writes itself.
+            none: a language model is calibrated on what it writes itself. `Statistics` of the model, which
+            `hf-mlp-fusion calibrate` makes, spare all passes through it.
         tokenizer: The tokenizer for texts; if not given, the one that lies beside the model's weights. Give it
             where the model was loaded with a revision, a subfolder or a cache of its own: no model notes that.
         inplace: Take over the model's tensors instead of copying them, to save memory. `model` is left without weights
@@ -59,6 +63,7 @@ def fuse_model(
         FusionConfigError: The recipe cannot be carried out on this model, or a weight is not finite.
         UnsupportedModelError: The family is not supported, or the model is fused, wrapped, quantized or offloaded.
         DataError: The calibration data cannot be read.
+        BrokenCheckpointError: The statistics are broken, or of another model.
         MemoryLimitError: The machine has less memory than it takes, however batches are cut.
 
     Warns:
@@ -72,9 +77,13 @@ def fuse_model(
     """
     check_reducible(model)
     check_recipe(config)
+    statistics = calibration if isinstance(calibration, Statistics) else None
+    if statistics is not None:
+        config = recipe_for(config, statistics)
     config = config.resolved(calibrated=calibration is not None, language=objective_of(model) in LANGUAGE_OBJECTIVES)
-    batches = None if calibration is None else calibration_batches(model, calibration, tokenizer)
-
+    batches: list[Batch] | None = None
+    if calibration is not None and statistics is None:
+        batches = calibration_batches(model, calibration, tokenizer)
     samples = kernel_rows(model, batches) if batches is not None and config.ntk == "match" else []
     held_out: list[Batch] = []
     if batches is not None:
@@ -82,11 +91,15 @@ def fuse_model(
     if config.refit == "none":
         batches = None
     todo = plan_fusion(model, config).widths
-    costly = _no_data(model, [ffn for ffn, _ in todo]) if batches is None else None
+    source: MomentSource | None = None if batches is None else RowSource(batches, held_out)
+    if statistics is not None:
+        statistics.check(model, [ffn for ffn, _ in todo])
+        source = StatisticsSource(statistics)
+    costly = cost_of_no_data(model, [ffn for ffn, _ in todo]) if source is None else None
     check_memory(model, todo, config, batches or [], samples, inplace=inplace)
 
     def prepare(working: PreTrainedModel, todo: Sequence[tuple[FFN, int]], config: FusionConfig) -> LayerReducer:
-        return LayerFuser(working, todo, config, batches, held_out)
+        return LayerFuser(working, todo, config, source)
 
     method = Method("fusion", "fused", prepare)
     started = time.perf_counter()
@@ -99,16 +112,14 @@ def fuse_model(
             match_kernel_sizes(fused, wanted, samples)
     fused.fusion_report = replace(fused.fusion_report, seconds=round(time.perf_counter() - started, 3))
     ffns = [ffn for ffn, _ in todo]
-    for warning in (
-        [costly] if batches is None else [_few_tokens(fused.fusion_report, ffns), _rare(fused.fusion_report, ffns)]
-    ):
-        if warning is not None:
-            warnings.warn(warning, FusionWarning, stacklevel=3)
-            fused.fusion_report.warnings.append(warning)
+    told = [costly] if costly else [] if source is None else few_tokens(fused.fusion_report, ffns)
+    for warning in told:
+        warnings.warn(warning, FusionWarning, stacklevel=3)
+        fused.fusion_report.warnings.append(warning)
     return fused
 
 
-def _no_data(model: PreTrainedModel, ffns: Sequence[FFN]) -> str | None:
+def cost_of_no_data(model: PreTrainedModel, ffns: Sequence[FFN]) -> str | None:
     """What fusion without data costs a model whose FFNs hardly bear it: causal and gated ones.
 
     Args:
@@ -121,6 +132,16 @@ def _no_data(model: PreTrainedModel, ffns: Sequence[FFN]) -> str | None:
         "fused without calibration data, which ruins causal and gated models (SmolLM2-135M at half of its width: "
         "perplexity times 18,000; with data 2): pass calibration= (on the command line --texts or --sampled)"
     )
+
+
+def few_tokens(report: FusionReport, ffns: Sequence[FFN]) -> list[str]:
+    """What to say of a calibration on too few tokens: nothing, where there were enough.
+
+    Args:
+        report: The receipt.
+        ffns: The FFNs that were fused.
+    """
+    return [warning for warning in (_few_tokens(report, ffns), _rare(report, ffns)) if warning is not None]
 
 
 def _few_tokens(report: FusionReport, ffns: Sequence[FFN]) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import Batch, spare_bytes
+from ..data import spare_bytes
 from ..modeling.ffn import FFN
 from ..modeling.find import by_entry
 from ..recipe import FusionConfig
@@ -29,9 +29,8 @@ from ..tensors import (
     ridge_refit,
     select_units,
 )
-from .calibration import collect_moments
-from .driver import ReducedFFN
-from .loss_metric import loss_metrics
+from .receipts import ReducedFFN
+from .sources import MomentSource
 
 __all__ = ["LayerFuser", "moment_bytes"]
 
@@ -62,8 +61,7 @@ class LayerFuser:
         model: The model. Between two calls, the FFNs of the last one are replaced by what it returned.
         todo: All FFNs to fuse, each with the units to keep.
         config: The recipe, its `selection` and `refit` resolved.
-        batches: Calibration data, where the recipe refits.
-        held_out: Data of the same kind, on which the errors are told.
+        source: What the moments come from, where the recipe refits.
     """
 
     def __init__(
@@ -71,24 +69,27 @@ class LayerFuser:
         model: PreTrainedModel,
         todo: Sequence[tuple[FFN, int]],
         config: FusionConfig,
-        batches: Sequence[Batch] | None,
-        held_out: Sequence[Batch] = (),
+        source: MomentSource | None,
     ) -> None:
         self.model = model
         self.todo = list(todo)
         self.config = config
-        self.batches = batches
-        self.held_out = held_out
+        self.source = source
         self._ready: dict[str, ReducedFFN[Fusion]] = {}
         self._plain: dict[str, ReducedFFN[Fusion]] = {}
         self._moments: dict[str, Moments | None] = {}
         self._eliminations: dict[str, Elimination] = {}
         self._metrics: dict[str, Tensor] = {}
-        if config.metric == "loss" and batches is not None:
-            self._metrics = loss_metrics(model, [ffn for ffn, _ in todo], batches, config.seed)
+        if config.metric == "loss" and source is not None:
+            self._metrics = dict(source.metrics(model, [ffn for ffn, _ in todo], config.seed))
         self._widths = {ffn.name: width for ffn, width in todo}
-        if config.auto_share is not None and batches is not None:
-            self._search_widths(config.auto_share, batches)
+        if config.auto_share is not None and source is not None:
+            self._search_widths(config.auto_share, source)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The units that each FFN keeps, by name: those of `todo`, or what the recipe's share became."""
+        return self._widths
 
     def __call__(self, group: Sequence[tuple[FFN, int]]) -> dict[str, ReducedFFN[Fusion]]:
         """Fuses the FFNs of one layer: one, or the experts of a mixture. The model is not changed.
@@ -100,21 +101,21 @@ class LayerFuser:
             The fused FFNs by name.
         """
         if group[0][0].name not in self._ready:
-            if self.batches is not None and group[0][0].name not in self._moments:
-                self._collect(group[0][0], self.batches)
+            if self.source is not None and group[0][0].name not in self._moments:
+                self._collect(group[0][0], self.source)
             chunk = [ffn for ffn, _ in self.todo if ffn.name in self._moments] or [ffn for ffn, _ in group]
-            if self.batches is not None and not self._clusters:
-                self._spare_rare(chunk, self.batches)
+            if self.source is not None and not self._clusters:
+                self._spare_rare(chunk, self.source)
                 self._eliminate(chunk, self._widths)
             self._ready = {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn in chunk}
-            if self.batches is not None and self.held_out:
-                self._tell_errors(chunk)
+            if self.source is not None:
+                self._tell_errors(chunk, self.source)
         made = {ffn.name: self._ready.pop(ffn.name) for ffn, _ in group}
         power = self.config.power
         assert not isinstance(power, str), "the recipe is resolved"
         return {name: replace(item, weights=item.weights.at_power(power)) for name, item in made.items()}
 
-    def _spare_rare(self, ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
+    def _spare_rare(self, ffns: Sequence[FFN], source: MomentSource) -> None:
         """Fuses experts that saw too few tokens to choose units by as without data, and takes the moments of that."""
         seen = {ffn: moments for ffn in ffns if (moments := self._moments[ffn.name]) is not None}
         rare = [ffn for ffn, moments in seen.items() if is_rare(moments.count, self._widths[ffn.name])]
@@ -123,20 +124,20 @@ class LayerFuser:
         plain = {ffn.name: _cluster(ffn, self._widths[ffn.name], self.config) for ffn in rare}
         units = {name: item.weights.weights for name, item in plain.items()}
         self._plain |= plain
-        found = collect_moments(self.model, rare, batches, units)
+        found = source.moments(self.model, rare, units)
         self._moments |= {ffn.name: found.get(ffn.name) for ffn in rare}
 
-    def _tell_errors(self, ffns: Sequence[FFN]) -> None:
+    def _tell_errors(self, ffns: Sequence[FFN], source: MomentSource) -> None:
         """Takes the errors of FFNs on data that they were not calibrated on."""
         units = {name: item.weights.weights for name, item in self._ready.items()}
-        for name, moments in collect_moments(self.model, ffns, self.held_out, units).items():
+        for name, moments in source.held_out(self.model, ffns, units).items():
             item = self._ready[name]
             weights = item.weights.weights
             down = weights.down.double().cpu() * item.weights.cluster_sizes.cpu()
-            error = moments.on_cpu().error(down, weights.down_bias)
+            error = moments.on("cpu").error(down, weights.down_bias)
             self._ready[name] = replace(item, calibration_error=error if item.tokens else None)
 
-    def _search_widths(self, share: float, batches: Sequence[Batch]) -> None:
+    def _search_widths(self, share: float, source: MomentSource) -> None:
         """Gives each FFN the width that its error curve asks for; the errors add up over tokens and FFNs."""
         groups = by_entry(ffn for ffn, _ in self.todo)  # the experts of a stack get one width
         step = self.config.multiple_of
@@ -145,7 +146,7 @@ class LayerFuser:
         for ffn, _ in self.todo:
             if ffn.name not in counts:
                 if ffn.name not in self._moments:
-                    self._collect(ffn, batches)
+                    self._collect(ffn, source)
                 self._eliminate([ffn for ffn, _ in self.todo if ffn.name in self._moments], narrowest)
                 counts |= {name: 0 if item is None else item.count for name, item in self._moments.items()}
         rises = []
@@ -176,7 +177,7 @@ class LayerFuser:
                 found = eliminate([seen[name] for name in some], narrowest, metrics=metrics)
                 self._eliminations |= dict(zip(some, found, strict=True))
 
-    def _collect(self, first: FFN, batches: Sequence[Batch]) -> None:
+    def _collect(self, first: FFN, source: MomentSource) -> None:
         """Takes the moments of as many layers, from this one on, as may be held at once."""
         names = [ffn.name for ffn, _ in self.todo]
         coming = self.todo[names.index(first.name) :]
@@ -192,7 +193,7 @@ class LayerFuser:
         if self._clusters:
             self._plain = {ffn.name: _cluster(ffn, width, self.config) for ffn, width in chunk}
             units = {name: item.weights.weights for name, item in self._plain.items()}
-        found = collect_moments(self.model, [ffn for ffn, _ in chunk], batches, units)
+        found = source.moments(self.model, [ffn for ffn, _ in chunk], units)
         self._moments = {ffn.name: found.get(ffn.name) for ffn, _ in chunk}
 
     @property
@@ -202,7 +203,7 @@ class LayerFuser:
     def _fuse(self, ffn: FFN, width: int) -> ReducedFFN[Fusion]:
         moments = self._moments.pop(ffn.name, None)
         plain = self._plain.pop(ffn.name, None)
-        if self.batches is None:
+        if self.source is None:
             return _cluster(ffn, width, self.config)
         if moments is None:
             logger.warning("%s saw no calibration token: it is fused without", ffn.name)
@@ -232,16 +233,16 @@ def is_rare(tokens: int, width: int) -> bool:
 
 def _cluster(ffn: FFN, width: int, config: FusionConfig) -> ReducedFFN[Fusion]:
     weights = ffn.read()
-    features = weights.features()
-    labels = CLUSTERINGS[config.clustering](features, width, config.seed)
-    return ReducedFFN(fuse_weights(weights, labels), inertia(features, labels), "clusters")
+    labels = CLUSTERINGS[config.clustering](weights.features(), width, config.seed)
+    fused = fuse_weights(weights, labels)
+    return ReducedFFN(fused, inertia(weights.features(), labels), "clusters")
 
 
 def _refitted(item: ReducedFFN[Fusion], moments: Moments, config: FusionConfig) -> ReducedFFN[Fusion]:
     """Refits the down projection on the moments of the fused units, shrunk to what it was."""
     fused, sizes = item.weights.weights, item.weights.cluster_sizes.double()
     prior = fused.down.double().cpu() * sizes
-    moments = moments.on_cpu()
+    moments = moments.on("cpu")
     if config.refit == "output":
         # The fewer tokens a unit has, the nearer its weights stay to what they were.
         weight, bias = ridge_refit(moments, prior, ridge=max(RIDGE, 0.1 * moments.width / moments.count))

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..data import (
     Batch,
+    Processes,
     Progress,
     counted_tokens,
     cut_padding,
@@ -29,7 +30,16 @@ from ..measure import SampledAnswers, only_these_train
 from ..modeling.ffn import FFN
 from ..tensors import cholesky
 
-__all__ = ["METRIC_TOKENS", "loss_metrics", "metric_bytes", "metric_rows", "metric_work"]
+__all__ = [
+    "METRIC_TOKENS",
+    "MetricSum",
+    "loss_metrics",
+    "metric_bytes",
+    "metric_place",
+    "metric_rows",
+    "metric_work",
+    "watch_metric",
+]
 
 METRIC_TOKENS = 8192
 """Tokens that the metric of the loss is taken on, about. It has d² numbers an FFN, of which the moments have I²; eight
@@ -56,11 +66,11 @@ def loss_metrics(
     Returns:
         By FFN name a factor L of it, `[d, d]`, float32, G = L Lᵀ.
     """
-    sums: dict[tuple[Any, ...], _Sum] = {}
+    sums: dict[str, MetricSum] = {}
     exits: dict[nn.Module, FFN] = {ffn.exit: ffn for ffn in ffns}  # a stack of experts has one
     running: dict[str, Batch] = {}
     generator = torch.Generator(model.device).manual_seed(seed)
-    hooks = [_watch(ffn, sums.setdefault(_place(ffn), _Sum()), running) for ffn in exits.values()]
+    hooks = [watch_metric(ffn, sums.setdefault(metric_place(ffn), MetricSum()), running) for ffn in exits.values()]
     rows = metric_rows(batches)
     mend = "fewer or shorter calibration rows shorten it"
     try:
@@ -82,7 +92,7 @@ def loss_metrics(
         for hook in hooks:
             hook.remove()
     factors = {place: item.factor() for place, item in sums.items()}
-    return {ffn.name: factor for ffn in ffns if (factor := factors[_place(ffn)]) is not None}
+    return {ffn.name: factor for ffn in ffns if (factor := factors[metric_place(ffn)]) is not None}
 
 
 def metric_rows(batches: Sequence[Batch]) -> list[Batch]:
@@ -113,15 +123,15 @@ def metric_bytes(ffns: Iterable[FFN]) -> int:
     Args:
         ffns: The FFNs.
     """
-    return 4 * sum({_place(ffn): ffn.output_size**2 for ffn in ffns}.values())
+    return 4 * sum({metric_place(ffn): ffn.output_size**2 for ffn in ffns}.values())
 
 
-def _place(ffn: FFN) -> tuple[Any, ...]:
+def metric_place(ffn: FFN) -> str:
     """What FFNs have in common that share a metric: the layer, of experts."""
-    return (ffn.name,) if ffn.expert is None else (ffn.stack, ffn.layer, "experts")
+    return ffn.name if ffn.expert is None else f"{ffn.stack}.{ffn.layer}.experts"
 
 
-class _Sum:
+class MetricSum:
     """The sum of g gᵀ over tokens, and how many there were."""
 
     def __init__(self) -> None:
@@ -138,6 +148,17 @@ class _Sum:
         self.tokens += len(wide)
         self.total = wide.T @ wide if self.total is None else self.total.addmm_(wide.T, wide)
 
+    def join(self, processes: Processes, size: int) -> None:
+        """Takes the tokens of all processes together.
+
+        Args:
+            processes: The processes.
+            size: Size of the output, d.
+        """
+        total = torch.zeros(size, size, device=processes.device) if self.total is None else self.total
+        self.total, count = processes.summed([total, torch.tensor(float(self.tokens), device=processes.device)])
+        self.tokens = int(count)
+
     def factor(self) -> Tensor | None:
         """The lower factor of their mean; None where no gradient arrived."""
         if self.total is None or not bool(self.total.any()):
@@ -145,7 +166,15 @@ class _Sum:
         return cholesky(self.total / self.tokens, _DAMPING).float()
 
 
-def _watch(ffn: FFN, total: _Sum, running: Mapping[str, Batch]) -> RemovableHandle:
+def watch_metric(ffn: FFN, total: MetricSum, running: Mapping[str, Batch]) -> RemovableHandle:
+    """A hook that adds the gradients of an FFN's output to its metric, where a forward is one for a backward.
+
+    Args:
+        ffn: The FFN, or one expert of a stack for all.
+        total: The sum.
+        running: The batch that runs, as `"batch"`.
+    """
+
     def see(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output

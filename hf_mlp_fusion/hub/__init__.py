@@ -12,7 +12,7 @@ from ..late_imports import when_used
 
 if TYPE_CHECKING:
     from .cards import write_card
-    from .headers import check_stored_ffns, stored_tensors
+    from .headers import StoredTensor, check_stored_ffns, stored_tensors
     from .measured import Measured, read_measured
     from .push import Push, check_folder, hub_errors, push_folder
     from .saved import MODEL_TAG, read_saved
@@ -25,6 +25,7 @@ __all__ = [
     "FusionCardMixin",
     "Measured",
     "Push",
+    "StoredTensor",
     "add_stub",
     "carry_side_files",
     "check_folder",
@@ -47,6 +48,7 @@ __getattr__ = when_used(
         "MODEL_TAG": "saved",
         "Measured": "measured",
         "Push": "push",
+        "StoredTensor": "headers",
         "add_stub": "stub",
         "carry_side_files": "side_files",
         "check_folder": "push",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from ..errors import (
     UnsupportedModelError,
     is_memory_shortage,
 )
-from ..files import check_exists, check_readable, check_room, files_like
+from ..files import available_bytes, check_exists, check_readable, check_room, files_like
 from .classes import find_class
 from .loading_checks import check_nothing_missing
 
-__all__ = ["load_fused_model", "load_stock_model", "load_whole", "read_config"]
+__all__ = ["fits", "load_fused_model", "load_stock_model", "load_whole", "read_config", "stock_class", "stored_bytes"]
+
+_LEAVES = 0.7  # of the memory, to weights
 
 
 def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
@@ -30,13 +32,27 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
     Args:
         name_or_path: A folder or a Hub id.
         dtype: Name of a torch dtype, or `"auto"` for the one that the weights are stored in.
-        device: Device to load it to.
+        device: Device to load it to; on `"meta"` it has no weights, and all checks are made all the same.
 
     Raises:
         FusionConfigError: There is no such folder or repository.
         UnsupportedModelError: Its model class is none of transformers' own, or it has no safetensors.
         BrokenCheckpointError: Its files are broken.
         MemoryLimitError: It is too large for the memory there is.
+    """
+    stock, config = stock_class(name_or_path)
+    return load_whole(stock, name_or_path, config=config, dtype=dtype, device=device)
+
+
+def stock_class(name_or_path: str) -> tuple[Any, Any]:
+    """The class of a stock model, or `AutoModel` where it names none, and its config.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+
+    Raises:
+        FusionConfigError: There is no such folder or repository.
+        UnsupportedModelError: Its model class is none of transformers' own.
     """
     config = read_config(name_or_path)
     architecture = (config.architectures or [None])[0]
@@ -47,7 +63,7 @@ def load_stock_model(name_or_path: str, *, dtype: str = "auto", device: str = "c
         )
     if stock is None:
         raise UnsupportedModelError(f"{name_or_path} has the class {architecture!r}, which transformers does not know")
-    return load_whole(stock, name_or_path, config=config, dtype=dtype, device=device)
+    return stock, config
 
 
 def load_fused_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
@@ -96,7 +112,14 @@ def read_config(name_or_path: str) -> Any:
 
 
 def load_whole(
-    cls: Any, name_or_path: str, *, dtype: Any = "auto", new_head: bool = False, device: str = "cpu", **kwargs: Any
+    cls: Any,
+    name_or_path: str,
+    *,
+    dtype: Any = "auto",
+    new_head: bool = False,
+    device: str = "cpu",
+    places: Callable[[Any], dict[str, str]] | None = None,
+    **kwargs: Any,
 ) -> Any:
     """Loads a model, and refuses checkpoints that lack some of its weights. Only safetensors are read.
 
@@ -106,16 +129,22 @@ def load_whole(
         dtype: A torch dtype or its name, or `"auto"` for the one that the weights are stored in.
         new_head: Whether it may get a new head, which no checkpoint has yet.
         device: Device to load it to.
+        places: Gives the `device_map` of a model of a class, instead; of one that is not to be held whole.
         **kwargs: More for `from_pretrained`.
 
     Raises:
         UnsupportedModelError: It has no safetensors.
         BrokenCheckpointError: Its files are broken, cannot be read, or lack weights.
     """
-    stored = _stored_bytes(name_or_path)
-    check_room(stored, torch.device(device), f"loading {name_or_path}", "free some, or raise the limit")
-    if device != "cpu":
+    if places is not None:
+        kwargs["device_map"] = places(cls)
+    elif device == "meta":  # nothing is held
         kwargs["device_map"] = {"": device}
+    else:
+        stored = stored_bytes(name_or_path)
+        check_room(stored, torch.device(device), f"loading {name_or_path}", "free some, or raise the limit")
+        if device != "cpu":
+            kwargs["device_map"] = {"": device}
     try:
         model, info = cls.from_pretrained(
             name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs
@@ -136,7 +165,7 @@ def load_whole(
         raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
     if not new_head and _lacks_its_head(model, info["missing_keys"]):
         # Sentence encoders often name the head that they were pretrained with, and have their body alone.
-        return load_whole(AutoModel, name_or_path, dtype=dtype, device=device, **kwargs)
+        return load_whole(AutoModel, name_or_path, dtype=dtype, device=device, places=places, **kwargs)
     check_nothing_missing(model, info, name_or_path, new_head=new_head)
     return model
 
@@ -149,7 +178,17 @@ def _lacks_its_head(model: PreTrainedModel, missing: Iterable[str]) -> bool:
     return model.base_model is not model and bool(head) and head <= set(missing) and body_is_whole
 
 
-def _stored_bytes(name_or_path: str) -> int:
+def fits(name_or_path: str, device: str) -> bool:
+    """Whether a checkpoint and what it is run with fit into memory, as far as is known before it is loaded.
+
+    Args:
+        name_or_path: A folder or a Hub id.
+        device: Where it is to be loaded.
+    """
+    return stored_bytes(name_or_path) < _LEAVES * available_bytes(torch.device(device))
+
+
+def stored_bytes(name_or_path: str) -> int:
     """Bytes of a folder's weights, which loading takes at least; 0 where they are not known."""
     folder = Path(name_or_path)
     whole = folder / "model.safetensors"

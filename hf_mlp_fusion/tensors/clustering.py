@@ -9,8 +9,8 @@ import torch
 
 __all__ = ["CLUSTERINGS", "canonical_labels", "inertia", "kmeans", "squared_distances", "ward"]
 
-# Rows of the distance matrix computed at once: bounds the float64 copy of the features that a product needs.
-_ROWS = 2048
+# Rows and columns of the features that are taken in float64 at once: what a product of them needs.
+_ROWS, _COLUMNS = 1024, 2048
 
 
 def squared_distances(features: torch.Tensor) -> np.ndarray:
@@ -20,27 +20,48 @@ def squared_distances(features: torch.Tensor) -> np.ndarray:
         features: Vectors, shape `[n, f]`, any floating dtype, on any device that has float64.
 
     Returns:
-        Symmetric matrix with a zero diagonal, shape `[n, n]`, float64.
+        Those of each pair once, in the order of scipy's `pdist`, shape `[n (n - 1) / 2]`, float64: there is nothing
+        larger than it, and the features, in memory.
     """
+    n, size = features.shape
     # Distances do not change under a shift, and small norms lose fewer digits in |a|^2 + |b|^2 - 2ab.
-    centre = features.double().mean(dim=0)
-    norms = torch.cat([(rows.double() - centre).square().sum(dim=1) for rows in features.split(_ROWS)])
-    distances = np.empty((len(features), len(features)))
-    start = 0
-    for rows in features.split(_ROWS):
-        stop = start + len(rows)
-        left = rows.double() - centre
-        column = 0
-        for others in features[:stop].split(_ROWS):
-            right = others.double() - centre
-            block = norms[start:stop, None] + norms[column : column + len(right)] - 2 * left @ right.T
-            block = block.clamp_(min=0).cpu().numpy()
-            distances[start:stop, column : column + len(right)] = block
-            distances[column : column + len(right), start:stop] = block.T
-            column += len(right)
-        start = stop
-    np.fill_diagonal(distances, 0.0)
+    centre = _mean(features)
+    parts = [slice(start, start + _COLUMNS) for start in range(0, size, _COLUMNS)]
+
+    # The same memory each time: freed blocks of such sizes do not go back to the system.
+    buffers = torch.empty(2, min(n, _ROWS), min(size, _COLUMNS), dtype=torch.float64, device=features.device)
+
+    def block(side: int, start: int, part: slice) -> torch.Tensor:
+        rows = features[start : start + _ROWS, part]
+        return buffers[side, : len(rows), : rows.shape[1]].copy_(rows).sub_(centre[part])
+
+    starts = range(0, n, _ROWS)
+    norms = torch.zeros(n, dtype=torch.float64, device=features.device)
+    for start in starts:
+        for part in parts:
+            norms[start : start + _ROWS] += block(0, start, part).square_().sum(dim=1)
+    distances = np.empty(n * (n - 1) // 2)
+    for start in starts:
+        stop = min(n, start + _ROWS)
+        for column in range(0, stop, _ROWS):
+            found = norms[start:stop, None] + norms[column : min(stop, column + _ROWS)]
+            for part in parts:
+                found.addmm_(block(0, start, part), block(1, column, part).T, alpha=-2)
+            found.clamp_(min=0)
+            # A row a vector: its distances to those from `start` on, of which those that come after it are kept.
+            for number, row in enumerate(found.T.cpu().numpy(), column):
+                first = max(start, number + 1)
+                place = n * number - number * (number + 1) // 2 + first - number - 1
+                distances[place : place + stop - first] = row[first - start :]
     return distances
+
+
+def _mean(features: torch.Tensor) -> torch.Tensor:
+    """Their mean in float64, without a copy of all of them in it."""
+    total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+    for rows in features.split(_ROWS):
+        total += rows.double().sum(dim=0)
+    return total / len(features)
 
 
 def ward(features: torch.Tensor, k: int, seed: int = 0) -> np.ndarray:
@@ -59,15 +80,13 @@ def ward(features: torch.Tensor, k: int, seed: int = 0) -> np.ndarray:
     from scipy.cluster.hierarchy import linkage
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
-    from scipy.spatial.distance import squareform
 
     n = len(features)
     if k == n:
         return np.arange(n)
-    squared = squared_distances(features)
-    condensed = squareform(np.sqrt(squared, out=squared), checks=False)
-    del squared
-    merges = linkage(condensed, method="ward")[: n - k, :2].astype(np.int64)
+    distances = squared_distances(features)
+    del features  # may be as large as what comes next
+    merges = linkage(np.sqrt(distances, out=distances), method="ward")[: n - k, :2].astype(np.int64)
     # The first n - k merges form a forest over the vectors (nodes 0..n-1) and the unions (nodes n..): its trees are
     # the clusters. (`fcluster(maxclust)` may return fewer than k clusters where merge heights tie.)
     unions = np.repeat(np.arange(n, n + len(merges)), 2)
@@ -132,15 +151,22 @@ def inertia(features: torch.Tensor, labels: np.ndarray) -> float:
         The squared distances to the own cluster's centroid, summed, divided by those to the mean of all: 0.0 where
         every cluster holds equal vectors, 1.0 for a single cluster.
     """
-    vectors = features.double().cpu()
     index = torch.from_numpy(labels)
-    k = int(labels.max()) + 1
+    k, n = int(labels.max()) + 1, len(features)
     counts = torch.bincount(index, minlength=k).clamp(min=1)
-    centroids = torch.zeros(k, vectors.shape[1], dtype=torch.float64).index_add_(0, index, vectors) / counts[:, None]
-    total = (vectors - vectors.mean(dim=0)).square().sum().item()
-    within = (vectors - centroids[index]).square().sum().item()
+    sums = torch.zeros(k, features.shape[1], dtype=torch.float64)
+    parts = list(zip(features.split(_ROWS), index.split(_ROWS), strict=True))
+    for rows, own in parts:
+        sums.index_add_(0, own, rows.double().cpu())
+    mean, centroids = sums.sum(dim=0) / n, sums.div_(counts[:, None])
+    total = within = norm = 0.0
+    for rows, own in parts:
+        vectors = rows.double().cpu()
+        total += (vectors - mean).square_().sum().item()
+        within += (vectors - centroids[own]).square_().sum().item()
+        norm += vectors.square().sum().item()
     # Equal vectors have no variance, but their computed mean may differ from them in the last bits.
-    return within / total if total > 1e-24 * vectors.square().sum().item() else 0.0
+    return within / total if total > 1e-24 * norm else 0.0
 
 
 CLUSTERINGS: dict[str, Callable[[torch.Tensor, int, int], np.ndarray]] = {"ward": ward, "kmeans": kmeans}

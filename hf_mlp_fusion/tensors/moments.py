@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,9 +42,9 @@ class Moments:
         """Hidden units, I."""
         return len(self.gram)
 
-    def on_cpu(self) -> Moments:
-        """The same moments on the CPU."""
-        gram, cross, h_mean, y_mean = (item.cpu() for item in (self.gram, self.cross, self.h_mean, self.y_mean))
+    def on(self, device: torch.device | str) -> Moments:
+        """The same moments on a device."""
+        gram, cross, h_mean, y_mean = (item.to(device) for item in (self.gram, self.cross, self.h_mean, self.y_mean))
         return Moments(self.count, gram, cross, h_mean, y_mean, self.y_square)
 
     def of_units(self, kept: Tensor) -> Moments:
@@ -104,6 +105,44 @@ class MomentSums:
             else:
                 for total, item in zip(self._sums, sums, strict=True):
                     total += item
+
+    def parts(self, width: int, size: int, origin: tuple[Tensor, Tensor] | None, device: torch.device) -> list[Tensor]:
+        """The sums as tensors that may be added to those of others, and put back by `put`.
+
+        Args:
+            width: Hidden units, I.
+            size: Size of the output, d.
+            origin: Where all sums are taken about, `[I]` and `[d]`; None about zero.
+            device: Where to, float64.
+        """
+        if not self.count:
+            shapes: list[tuple[int, ...]] = [(width, width), (width, size), (width,), (size,), (), (), ()]
+            return [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
+        gram, cross, h_sum, y_sum, square, total = self._sums
+        if self._origin is not None and origin is not None:
+            h, y = (mine.double() - other.double() for mine, other in zip(self._origin, origin, strict=True))
+            # Σ (h + a)(h + a)ᵀ and its like, with a by how much the origins differ.
+            gram = gram + torch.outer(h_sum, h) + torch.outer(h, h_sum) + total * torch.outer(h, h)
+            cross = cross + torch.outer(h_sum, y) + torch.outer(h, y_sum) + total * torch.outer(h, y)
+            square = square + 2 * y_sum @ y + total * y @ y
+            h_sum, y_sum = h_sum + total * h, y_sum + total * y
+        count = torch.tensor(float(self.count), dtype=torch.float64, device=device)
+        return [item.to(device) for item in (gram, cross, h_sum, y_sum, square, total, count)]
+
+    def put(self, parts: Sequence[Tensor], origin: tuple[Tensor, Tensor] | None) -> None:
+        """Takes sums over in the place of its own.
+
+        Args:
+            parts: As `parts` gives them, added up.
+            origin: What they are taken about.
+        """
+        *self._sums, count = parts
+        self.count, self._origin = int(count), origin
+
+    @property
+    def origin(self) -> tuple[Tensor, Tensor] | None:
+        """What the sums are taken about, `[I]` and `[d]`, float32; None about zero, or before any token."""
+        return self._origin
 
     def moments(self) -> Moments:
         """The moments of the tokens seen so far.

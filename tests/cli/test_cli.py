@@ -80,7 +80,10 @@ def test_fuse_sampled(cli, tmp_path):
     ("options", "message"),
     [
         (["--texts", "nowhere.txt"], "nowhere.txt"),
-        (["--texts", "a.txt", "--sampled"], "give one of --texts FILE, --dataset NAME and --sampled"),
+        (
+            ["--texts", "a.txt", "--sampled"],
+            "give one of --texts FILE, --dataset NAME, --sampled and --statistics FOLDER",
+        ),
         (
             ["--selection", "obs"],
             "selection='obs' needs calibration data: pass calibration= (on the command line --texts)",

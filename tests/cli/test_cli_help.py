@@ -57,6 +57,9 @@ def test_results_come_as_json():
 MISTAKES = [
     ["demo", "--model", "/none"],
     ["fuse", "/none", "out"],
+    ["calibrate", "/none", "statistics"],
+    ["calibrate", "/none", "statistics", "--texts", "texts.txt"],
+    ["calibrate", "/none", "statistics", "--texts", "texts.txt", "--offload"],
     ["tune", "/none", "out"],
     ["tune", "/none", "out", "--texts", "texts.txt"],
     ["inspect", "/none"],

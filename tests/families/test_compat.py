@@ -127,6 +127,43 @@ def test_saving_goes_by_weight_conversions(tmp_path):
     assert names[1] != names[0]
 
 
+def test_loading_says_how_it_converts(tmp_path):
+    """Also where nothing is read: what the checkpoint's names become, and what makes one tensor of several."""
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    sizes = {"hidden_size": 8, "intermediate_size": 4, "num_local_experts": 2, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 5}
+    transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    model = transformers.MixtralForCausalLM.from_pretrained(tmp_path, device_map={"": "meta"})
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    transforms = model._weight_conversions
+    renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
+    converters = [item for item in transforms if isinstance(item, WeightConverter)]
+    name = "model.layers.0.block_sparse_moe.experts.1.w2.weight"
+    target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, model.state_dict())
+    assert target == "model.layers.0.mlp.experts.down_proj"
+    converter = next(item for item in converters if pattern in item.source_patterns)
+    for number in range(2):
+        converter.add_tensor(target, name, pattern, lambda number=number: torch.full((8, 4), float(number)))
+    made = converter.convert(target, model=model, config=model.config)
+    made = {name: item[0] if isinstance(item, list) else item for name, item in made.items()}
+    assert made[target].shape == (2, 8, 4)
+    assert made[target][1].eq(1).all()
+    assert sorted(["a.10", "a.9"], key=dot_natural_key) == ["a.9", "a.10"]
+
+
+def test_of_tied_weights_one_is_saved():
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+    config = transformers.GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=5)
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(config)
+    assert model.all_tied_weights_keys == {"lm_head.weight": "transformer.wte.weight"}
+    left = remove_tied_weights_from_state_dict(model.state_dict(), model)
+    assert set(model.state_dict()) - set(left) == {"lm_head.weight"}
+    assert hasattr(model, "_keys_to_ignore_on_save")
+
+
 def test_what_stacks_of_experts_say_of_themselves():
     from transformers.integrations import moe
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts

@@ -1,0 +1,135 @@
+"""Where fusion has its moments from: rows that run through the model, or statistics that were taken before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..data import Batch
+from ..errors import FusionConfigError
+from ..modeling.ffn import FFN
+from ..recipe import FusionConfig
+from ..tensors import FFNWeights, Moments
+from .calibration import collect_moments
+from .loss_metric import loss_metrics
+from .statistics import Statistics
+
+__all__ = ["MomentSource", "RowSource", "StatisticsSource", "recipe_for"]
+
+
+class MomentSource(Protocol):
+    """What gives moments of the FFNs of a model."""
+
+    def metrics(self, model: PreTrainedModel, ffns: Sequence[FFN], seed: int) -> Mapping[str, Tensor]:
+        """Factors of the metric of the loss, as `loss_metrics` gives them."""
+
+    def moments(
+        self, model: PreTrainedModel, ffns: Sequence[FFN], units: Mapping[str, FFNWeights] | None = None
+    ) -> Mapping[str, Moments]:
+        """Moments of the FFNs that saw a token, as `collect_moments` gives them."""
+
+    def held_out(
+        self, model: PreTrainedModel, ffns: Sequence[FFN], units: Mapping[str, FFNWeights]
+    ) -> Mapping[str, Moments]:
+        """Moments on data that the others are not of; of no FFN where there are none."""
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Rows that run through the model.
+
+    Args:
+        rows: Batches that are calibrated on.
+        rest: Batches of the same kind, on which errors are told.
+    """
+
+    rows: Sequence[Batch]
+    rest: Sequence[Batch] = ()
+
+    def metrics(self, model: PreTrainedModel, ffns: Sequence[FFN], seed: int) -> Mapping[str, Tensor]:
+        """By a backward pass."""
+        return loss_metrics(model, ffns, self.rows, seed)
+
+    def moments(
+        self, model: PreTrainedModel, ffns: Sequence[FFN], units: Mapping[str, FFNWeights] | None = None
+    ) -> Mapping[str, Moments]:
+        """By a pass through the model as it is now."""
+        return collect_moments(model, ffns, self.rows, units)
+
+    def held_out(
+        self, model: PreTrainedModel, ffns: Sequence[FFN], units: Mapping[str, FFNWeights]
+    ) -> Mapping[str, Moments]:
+        """By a pass through the model as it is now."""
+        return collect_moments(model, ffns, self.rest, units) if self.rest else {}
+
+
+@dataclass(frozen=True)
+class StatisticsSource:
+    """Statistics of the model before anything in it was fused.
+
+    Args:
+        statistics: The statistics.
+    """
+
+    statistics: Statistics
+
+    def metrics(self, model: PreTrainedModel, ffns: Sequence[FFN], seed: int) -> Mapping[str, Tensor]:
+        """Those in the files, whatever the seed."""
+        found = {ffn.name: self.statistics.read_metric(ffn) for ffn in ffns}
+        device = _device(model)
+        return {name: factor.to(device) for name, factor in found.items() if factor is not None}
+
+    def moments(
+        self, model: PreTrainedModel, ffns: Sequence[FFN], units: Mapping[str, FFNWeights] | None = None
+    ) -> Mapping[str, Moments]:
+        """Those in the files; of other units on the few tokens that an FFN saw."""
+        found: dict[str, Moments] = {}
+        for ffn in ffns:
+            known = self.statistics.read(ffn)
+            if units is None and known.moments is not None:
+                found[ffn.name] = known.moments.on(_device(model))
+            elif units is not None and known.few is not None:
+                found[ffn.name] = known.few.moments(ffn, units[ffn.name])
+        return found
+
+    def held_out(
+        self, model: PreTrainedModel, ffns: Sequence[FFN], units: Mapping[str, FFNWeights]
+    ) -> Mapping[str, Moments]:
+        """On the tokens in the files."""
+        samples = {ffn: self.statistics.read_held_out(ffn) for ffn in ffns}
+        return {ffn.name: item.moments(ffn, units[ffn.name]) for ffn, item in samples.items() if item is not None}
+
+
+def recipe_for(config: FusionConfig, statistics: Statistics) -> FusionConfig:
+    """A recipe with what statistics decide of it.
+
+    Args:
+        config: The recipe.
+        statistics: What it is to be carried out on.
+
+    Raises:
+        FusionConfigError: It needs the rows themselves.
+    """
+    if config.ntk == "match":
+        raise FusionConfigError("ntk='match' runs rows through the model, which statistics spare: write ntk='none'")
+    if config.selection == "clusters":
+        raise FusionConfigError(
+            "selection='clusters' has no use for statistics, which are of the model's own units: write 'obs', or "
+            "leave the statistics out"
+        )
+    if config.metric == "loss" and statistics.header.metric != "loss":
+        raise FusionConfigError(
+            f"{statistics.folder} has no metric of the loss: calibrate with --metric loss, or write metric='output'"
+        )
+    metric = "output" if statistics.header.metric == "output" else config.metric
+    return replace(config, ntk="none", metric=metric)
+
+
+def _device(model: PreTrainedModel) -> torch.device:
+    """Where to compute: where the model is, if it is anywhere."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device

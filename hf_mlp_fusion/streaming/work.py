@@ -1,0 +1,139 @@
+"""The folder of a fusion that goes on where it was stopped: shards half written, and a list of what is done."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import FusionConfigError, FusionError
+from ..files import append_json, read_json, read_object, write_text
+from ..hub import StoredTensor
+
+__all__ = ["StreamWork", "fingerprint", "open_work", "work_place"]
+
+_RUN, _DONE, _LOCK = "run.json", "done.jsonl", ".lock"
+
+
+class StreamWork:
+    """A folder of work. What it says is done is on the disk, and is not done again.
+
+    Args:
+        folder: The folder; it exists.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.done: dict[str, Any] = {}
+        """What is noted of each thing that is done."""
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Notes which run this is, or makes sure that what lies here is of the same, and reads what is done.
+
+        Args:
+            run: What the result depends on: plain JSON values.
+
+        Raises:
+            FusionConfigError: It is of another run.
+        """
+        path = self.folder / _RUN
+        if not path.is_file():
+            write_text(path, json.dumps(run))
+        found = read_object(path)
+        others = [name for name in run if found.get(name) != json.loads(json.dumps(run[name]))]
+        if others:
+            raise FusionConfigError(
+                f"{self.folder} holds a fusion that was stopped and had other {', '.join(others)}: repeat that one, "
+                "or delete the folder"
+            )
+        self.done = {line["name"]: line["value"] for line in read_json(self.folder / _DONE)}
+
+    def forget(self) -> None:
+        """Forgets what is done: it is to be done again."""
+        (self.folder / _DONE).unlink(missing_ok=True)
+        self.done.clear()
+
+    def note(self, name: str, value: Any = None) -> None:
+        """Notes that something is done.
+
+        Args:
+            name: What.
+            value: What is to be known of it afterwards.
+        """
+        append_json(self.folder / _DONE, {"name": name, "value": value})
+        self.done[name] = value
+
+
+def work_place(out: Path) -> Path:
+    """The folder of work for a folder that is to be written: beside it.
+
+    Args:
+        out: The folder to write.
+    """
+    out = out.expanduser().absolute()
+    return out.with_name(f"{out.name}.streaming")
+
+
+@contextlib.contextmanager
+def open_work(place: Path) -> Iterator[StreamWork]:
+    """Opens a folder of work for one run at a time, and makes it where it is not there.
+
+    Args:
+        place: The folder.
+
+    Yields:
+        It. Where nothing was noted yet, it is gone after an error; where all is done, it is gone at the end.
+
+    Raises:
+        FusionConfigError: Another run is at work in it, or it holds something else.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    found = {path.name for path in place.iterdir()}
+    if found and found.isdisjoint((_RUN, _LOCK)):  # it will be deleted
+        raise FusionConfigError(f"{place} is not empty, and holds no fusion: name another OUT, or move what is in it")
+    lock = FileLock(place / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise FusionConfigError(f"another run is at work in {place}: wait for it, or name another OUT") from error
+    work = StreamWork(place)
+    try:
+        yield work
+        _clear(work)
+    except FusionError:
+        if not work.done and not any(read_json(place / _DONE)):
+            _clear(work)
+        raise
+    finally:
+        lock.release()
+
+
+def _clear(work: StreamWork) -> None:
+    """Deletes a folder of work in an order that leaves nothing to be misread, wherever it is stopped."""
+    work.forget()
+    for path in work.folder.glob("*.safetensors"):
+        path.unlink()
+    shutil.rmtree(work.folder, ignore_errors=True)
+
+
+def fingerprint(stored: Iterable[StoredTensor]) -> str:
+    """A digest of which tensors a checkpoint has, and of the size and the age of its files.
+
+    Args:
+        stored: Its tensors.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    files = set()
+    for item in sorted(stored, key=lambda item: item.name):
+        digest.update(f"{item.name} {item.shape} {item.dtype} {item.file.name}\n".encode())
+        files.add(item.file)
+    for file in sorted(files):
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
