@@ -1,4 +1,4 @@
-"""MLP Fusion for Hugging Face models: narrower FFNs and experts that keep the training dynamics.
+"""MLP Fusion for Hugging Face models: narrower FFNs and experts, fused once before fine-tuning.
 
 Importing this package registers the fused model types with transformers' Auto classes, as soon as those are imported.
 Everything else is imported when first used.

@@ -24,7 +24,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="hf-mlp-fusion",
-    help="Fuse the FFNs or experts of Hugging Face models: smaller to fine-tune, same training dynamics.",
+    help="Fuse the FFNs or experts of Hugging Face models: smaller to fine-tune, loaded as any model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

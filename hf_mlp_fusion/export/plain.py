@@ -85,8 +85,8 @@ def export_plain(
 ) -> ExportReport:
     """Writes a fused model as one of its stock class, which loads anywhere without this package.
 
-    P is multiplied into the weights (see `fold`), so the outputs stay, up to rounding, and the training dynamics do
-    not: the export is for inference. Fine-tune the fused model, and export what comes of it.
+    P is multiplied into the weights (see `fold`), so the outputs stay, up to rounding. Where P was apart (a power
+    above 0), the training dynamics do not: fine-tune the fused model, and export what comes of it.
 
     A stock config has one number for the width of all FFNs. Where they have several widths (a model of which only the
     last layers were fused), `pad` fills all up to the largest with zero units. They change no output and cost the
@@ -210,6 +210,6 @@ def _note(report: ExportReport) -> str:
     return (
         "# A fused model, folded for inference\n\n"
         f"A `{report.architecture}` with {widths}, exported by hf_mlp_fusion "
-        f"{__version__}.{padded} Its outputs are those of the fused model. Its training dynamics are not, because the "
-        "scaling matrix P is multiplied into the weights: to fine-tune, take the fused model.\n"
+        f"{__version__}.{padded} Its outputs are those of the fused model. Where its scaling matrix P stood "
+        "apart, it is multiplied into the weights and training goes otherwise: to fine-tune, take the fused model.\n"
     )

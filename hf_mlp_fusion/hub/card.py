@@ -140,6 +140,7 @@ class FusionCard:
             licence=_part("licence", licence, old),
             picture=self.picture,
             stub_name=STUB_NAME,
+            power=max((ffn.power for ffn in self.saved.section.ffns.values()), default=1.0),
         )
         return f"{_BEGIN}\n\n{body.strip()}\n\n{_END}"
 

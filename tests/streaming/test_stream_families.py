@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,12 @@ def test_dtypes(name, dtype, tmp_path):
     for folder in ("plain", "streamed"):
         shutil.rmtree(tmp_path / folder)
     check_equal(None, tmp_path, dtype="float32", shards="5GB")
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["bert", "mixtral"])
+def test_powers_of_p(name, power, tmp_path):
+    check_equal(tiny_family_model(FAMILIES[name]), tmp_path, replace(HALF, power=power))
 
 
 def test_a_body_becomes_a_model_with_its_names(tmp_path):
