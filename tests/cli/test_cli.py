@@ -66,7 +66,15 @@ def test_fuse_calibrated(cli, stock, tmp_path):
     assert "how" in out
     section = transformers.AutoConfig.from_pretrained(tmp_path / "fused").mlp_fusion
     assert section["recipe"]["selection"] == "obs"
+    assert section["ffns"]["encoder.layer.0"]["power"] == 0
+    texts = ("--texts", tmp_path / "texts.txt", "--power", "1")
+    code, _, err = cli("fuse", stock, tmp_path / "apart", "--width", "16", *texts)
+    assert code == 0, err
+    section = transformers.AutoConfig.from_pretrained(tmp_path / "apart").mlp_fusion
     assert len(section["ffns"]["encoder.layer.0"]["scales"]) == 2
+    code, _, err = cli("fuse", stock, tmp_path / "other", "--width", "16", "--power", "2")
+    assert code == 1
+    assert "power must be a number from 0 to 1" in err
 
 
 def test_fuse_sampled(cli, tmp_path):

@@ -152,7 +152,7 @@ def test_one_bar_goes_over_all_stages_and_ends_full(monkeypatch):
 
     monkeypatch.setattr(progress.transformers_logging, "tqdm", Bar)
     model = tiny_model("gpt2")
-    fuse_model(model, FusionConfig(width=16), calibration=batches(model))
+    fuse_model(model, FusionConfig(width=16, power=1), calibration=batches(model))
     (bar,) = shown  # one, over everything
     assert bar["n"] == bar["total"]
     titles = [title for title in bar["titles"] if title != "Fusing"]
