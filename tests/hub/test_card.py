@@ -73,6 +73,19 @@ def test_the_whole_card():
     assert card.merge_into(None) == GOLDEN.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("power", "said"),
+    [(0.0, "multiplies nothing"), (0.5, "Their power of 0.5, the scaling matrix P"), (1.0, "These numbers,")],
+)
+def test_the_card_tells_what_stands_apart(power, said, tmp_path):
+    fuse_model(tiny_model("roberta"), FusionConfig(width=16, power=power)).save_pretrained(tmp_path)
+    write_card(tmp_path, **KNOWN)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert said in text
+    assert ("for inference only" in text) == (power > 0)
+    assert ("Adam-like" in text) == (power > 0)
+
+
 @pytest.fixture
 def folder(tmp_path):
     fused = fuse_model(tiny_model("roberta"), FusionConfig(width=16))
