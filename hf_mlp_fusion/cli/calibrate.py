@@ -3,46 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from ..errors import FusionConfigError
 from ..files import check_writable
 from ..recipe import METRICS
 from .options import (
     HOW,
     RUN,
-    TEXTS,
     Column,
     Dataset,
     Device,
     Dtype,
     Json,
+    Sampled,
     Seed,
     Split,
+    StockModel,
     Texts,
     check_device,
     check_dtype,
+    check_one_source,
+    given_texts,
 )
 
 __all__ = ["calibrate"]
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of the model to fuse.")],
+    model: StockModel,
     out: Annotated[Path, typer.Argument(metavar="STATS", help="Folder for the statistics.")],
     texts: Texts = None,
     dataset: Dataset = None,
     split: Split = "train",
     column: Column = None,
-    sampled: Annotated[
-        bool,
-        typer.Option(
-            "--sampled", help="Without texts: on what the language model writes itself.", rich_help_panel=TEXTS
-        ),
-    ] = False,
+    sampled: Sampled = False,
     metric: Annotated[
         str, typer.Option(help=f"{', '.join(METRICS)}. auto: loss for language models.", rich_help_panel=HOW)
     ] = "auto",
@@ -66,16 +63,14 @@ def calibrate(
     """
     check_device(device)
     check_dtype(dtype)
-    if sum(map(bool, (texts, dataset, sampled))) != 1:
-        raise FusionConfigError("give --texts FILE or --dataset NAME, or --sampled, one of the three")
+    check_one_source(texts, dataset, sampled)
     check_writable(out)
 
-    from ..data import Processes, read_texts
-    from ..fusion import SAMPLED, calibrate_checkpoint, calibrate_model
+    from ..data import Processes
+    from ..fusion import calibrate_checkpoint, calibrate_model
     from ..modeling.loading import fits, load_stock_model
 
-    source = texts or dataset
-    data: Any = read_texts(source, column=column, split=split) if source else SAMPLED
+    data = given_texts(texts, dataset, sampled, column, split)
     processes = Processes(device)
     if offload or processes.count > 1 or not fits(model, device):
         made = calibrate_checkpoint(model, out, data, metric=metric, seed=seed, dtype=dtype, device=device)

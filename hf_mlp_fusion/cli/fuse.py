@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -26,12 +26,15 @@ from .options import (
     Layers,
     NewFolder,
     Overwrite,
+    Sampled,
     Seed,
     Split,
+    StockModel,
     Targets,
     Texts,
     check_device,
     check_dtype,
+    given_texts,
     parse_layers,
     parse_power,
     parse_width,
@@ -42,7 +45,7 @@ __all__ = ["fuse"]
 
 
 def fuse(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of the model to fuse.")],
+    model: StockModel,
     out: NewFolder,
     width: Annotated[
         str,
@@ -61,12 +64,7 @@ def fuse(
     dataset: Dataset = None,
     split: Split = "train",
     column: Column = None,
-    sampled: Annotated[
-        bool,
-        typer.Option(
-            "--sampled", help="Without texts: on what the language model writes itself.", rich_help_panel=TEXTS
-        ),
-    ] = False,
+    sampled: Sampled = False,
     statistics: Annotated[
         Path | None,
         typer.Option(
@@ -166,13 +164,12 @@ def fuse(
             overwrite=overwrite,
         )
     else:
-        from ..data import read_texts, save_carrying
-        from ..fusion import SAMPLED, Statistics, check_smaller, fuse_model
+        from ..data import save_carrying
+        from ..fusion import Statistics, check_smaller, fuse_model
         from ..hub import check_folder, check_side_files
         from ..modeling.loading import load_stock_model
 
-        source = texts or dataset
-        calibration: Any = SAMPLED if sampled else read_texts(source, column=column, split=split) if source else None
+        calibration = given_texts(texts, dataset, sampled, column, split)
         if statistics is not None:
             calibration = Statistics(statistics)
         stock = load_stock_model(model, dtype=dtype, device=device)

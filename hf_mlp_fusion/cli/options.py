@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import FusionConfigError
+from ..errors import DataError, FusionConfigError
 from ..recipe import TARGETS, FusionConfig
 
 __all__ = [
@@ -35,13 +35,17 @@ __all__ = [
     "MaxLength",
     "NewFolder",
     "Overwrite",
+    "Sampled",
     "Seed",
     "Split",
+    "StockModel",
     "Targets",
     "Texts",
     "Width",
     "check_device",
     "check_dtype",
+    "check_one_source",
+    "given_texts",
     "parse_layers",
     "parse_names",
     "parse_power",
@@ -55,6 +59,7 @@ WHAT, HOW, TEXTS, TRAINING, RUN, OUTPUT = "What to fuse", "How", "Texts", "Train
 RIVALS = "fusion, fusion_kmeans, fusion_calibrated, cluster, svd, sketch, mmd, prune, ntk_sap, layer_drop"
 """The methods that are compared if none are named: keys of `hf_mlp_fusion.baselines.METHODS`."""
 
+StockModel = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of the model to fuse.")]
 FusedModel = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a fused model.")]
 FusedFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a fused model.")]
 NewFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write. It must be empty or not there.")]
@@ -97,6 +102,10 @@ Column = Annotated[
         rich_help_panel=TEXTS,
     ),
 ]
+Sampled = Annotated[
+    bool,
+    typer.Option("--sampled", help="Without texts: on what the language model writes itself.", rich_help_panel=TEXTS),
+]
 Split = Annotated[str, typer.Option(help="Split of the data set.", rich_help_panel=TEXTS)]
 
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that has any randomness.", rich_help_panel=RUN)]
@@ -113,6 +122,42 @@ LicenseNote = Annotated[str, typer.Option(help="A sentence on the licence, for t
 BaseModel = Annotated[
     str | None, typer.Option(help="Hub id of the model that was fused.", show_default="that in the receipt")
 ]
+
+
+def check_one_source(texts: Path | None, dataset: str | None, sampled: bool) -> None:
+    """Checks that a command that needs data has them from one place.
+
+    Args:
+        texts: `--texts`.
+        dataset: `--dataset`.
+        sampled: `--sampled`.
+
+    Raises:
+        DataError: From none, or from several.
+    """
+    if sum(map(bool, (texts, dataset, sampled))) != 1:
+        raise DataError("give --texts FILE or --dataset NAME, or --sampled, one of the three")
+
+
+def given_texts(texts: Path | None, dataset: str | None, sampled: bool, column: str | None, split: str) -> Any:
+    """What `calibration=` and `texts=` take of the options on data: texts, `SAMPLED`, or None where there are none.
+
+    Args:
+        texts: `--texts`.
+        dataset: `--dataset`.
+        sampled: `--sampled`.
+        column: `--column`.
+        split: `--split`.
+    """
+    if source := texts or dataset:
+        from ..data import read_texts
+
+        return read_texts(source, column=column, split=split)
+    if not sampled:
+        return None
+    from ..fusion import SAMPLED
+
+    return SAMPLED
 
 
 def parse_names(text: str) -> list[str]:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import DataError, FusionConfigError, check_choice
+from ..errors import FusionConfigError, check_choice
 from ..files import check_output_folder, output_folder
 from .options import (
     HOW,
@@ -28,6 +28,8 @@ from .options import (
     Split,
     Texts,
     check_device,
+    check_one_source,
+    given_texts,
 )
 
 if TYPE_CHECKING:
@@ -111,13 +113,11 @@ def tune(
     goes on from its last minute when the same command is given again: until it is done, that lies in OUT.tuning.
     """
     check_device(device)
-    if sum(map(bool, (texts, dataset, sampled))) != 1:
-        raise DataError("give --texts FILE or --dataset NAME, or --sampled, one of the three")
+    check_one_source(texts, dataset, sampled)
     for place in filter(None, (teacher, fused)):
         check_output_folder(out, overwrite=overwrite, source=place)
 
-    from ..data import load_tokenizer, read_texts, save_carrying
-    from ..fusion import SAMPLED
+    from ..data import load_tokenizer, save_carrying
     from ..hub import check_folder, check_side_files
     from ..modeling.loading import load_fused_model, load_stock_model
     from ..training import tune_model
@@ -126,8 +126,7 @@ def tune(
 
     check_choice("target", target, TARGETS)
     check_choice("train", train, TRAINED)
-    source = texts or dataset
-    lines = read_texts(source, column=column, split=split) if source else SAMPLED
+    lines = given_texts(texts, dataset, sampled, column, split)
     tokenizer = load_tokenizer(fused)
     check_side_files(fused)
     model: Any = load_fused_model(fused, device=device)

@@ -10,6 +10,7 @@ from .json_files import read_object
 from .json_lines import append_json, read_json
 from .locate import check_exists, check_readable, files_like, is_repo_id, locate_file
 from .minilm import minilm_folder
+from .resumable import check_same_run, claimed
 
 __all__ = [
     "append_json",
@@ -19,7 +20,9 @@ __all__ = [
     "check_output_folder",
     "check_readable",
     "check_room",
+    "check_same_run",
     "check_writable",
+    "claimed",
     "files_like",
     "is_repo_id",
     "locate_file",

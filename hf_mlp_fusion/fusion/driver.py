@@ -23,7 +23,6 @@ from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
 from ..modeling.forms import FORMS, ReducedWeights
 from ..recipe import FFNReport, FFNWidth, FusionConfig, FusionSection
-from ..tensors import Fusion
 from .checks import check_finite
 from .plan import plan_fusion
 from .receipts import ReducedFFN, Size, ffn_report, ffn_width, receipt, source_of
@@ -101,8 +100,7 @@ def reduce_ffns(model: PreTrainedModel, config: FusionConfig, method: Method, *,
         seconds = (time.perf_counter() - layer_started) / len(group)
         for ffn, _ in group:
             reports.append(ffn_report(ffn, reduced[ffn.name], method.form, seconds))
-            made = reduced[ffn.name].weights
-            power = made.power if isinstance(made, Fusion) else 1.0
+            power = FORMS[method.form].power(reduced[ffn.name].weights)
             widths[ffn.entry] = ffn_width(ffn, reports[-1].width, family, method.form, power)
         _replace([(ffn, reduced[ffn.name].weights) for ffn, _ in group], method)
         progress.update(len(group))
@@ -123,14 +121,11 @@ def _replace(group: Sequence[tuple[FFN, ReducedWeights]], method: Method) -> Non
     """Gives the FFNs of a layer the method's form, and weights of the dtype and device of the present ones."""
     form = FORMS[method.form]
     installed = set()
-    made = [(ffn, weights, form.width(weights), form.tensors(ffn, weights)) for ffn, weights in group]
-    for ffn, weights, width, tensors in made:
+    for ffn, weights, tensors in [(ffn, weights, form.tensors(ffn, weights)) for ffn, weights in group]:
         if ffn.entry not in installed:  # the experts of a stack get it together
             trainable = ffn.trainable()
-            form.install(ffn, width, ffn.width)
+            form.install(ffn, form.width(weights), ffn.width, form.power(weights))
             ffn.set_trainable(trainable)
-            if (holder := ffn.holder) is not None and isinstance(weights, Fusion):
-                holder.power = weights.power
             installed.add(ffn.entry)
         ffn.write(tensors)
 

@@ -45,11 +45,14 @@ class Form(Protocol):
     def width(self, weights: ReducedWeights) -> int:
         """Hidden units (or rank) of weights of this form."""
 
+    def power(self, weights: ReducedWeights) -> float:
+        """Power of the cluster sizes that P is in weights of this form; 1 where there is no P."""
+
     def is_installed(self, ffn: FFN, width: int) -> bool:
         """Whether the FFN has this form and width already."""
 
-    def install(self, ffn: FFN, width: int, original_width: int) -> None:
-        """Swaps the stock modules of an FFN for those of this form, with new weights."""
+    def install(self, ffn: FFN, width: int, original_width: int, power: float = 1.0) -> None:
+        """Swaps the stock modules of an FFN for those of this form, with new weights; P, if any, is of that power."""
 
     def tensors(self, ffn: FFN, weights: ReducedWeights) -> dict[str, Tensor]:
         """The parameters and buffers of the installed FFN that hold these weights, by their names below its host."""
@@ -66,14 +69,21 @@ class FusedForm:
         assert isinstance(weights, Fusion)
         return weights.weights.width
 
+    def power(self, weights: ReducedWeights) -> float:
+        """See `Form`."""
+        assert isinstance(weights, Fusion)
+        return weights.power
+
     def is_installed(self, ffn: FFN, width: int) -> bool:
         """See `Form`."""
         return ffn.is_fused
 
-    def install(self, ffn: FFN, width: int, original_width: int) -> None:
+    def install(self, ffn: FFN, width: int, original_width: int, power: float = 1.0) -> None:
         """See `Form`."""
         ffn.narrow(width)
-        ffn.put_scaling(ffn.new_scaling(original_width))
+        scaling = ffn.new_scaling(original_width)
+        scaling.power = power
+        ffn.put_scaling(scaling)
 
     def tensors(self, ffn: FFN, weights: ReducedWeights) -> dict[str, Tensor]:
         """See `Form`."""
@@ -93,11 +103,15 @@ class NarrowForm:
         assert isinstance(weights, FFNWeights)
         return weights.width
 
+    def power(self, weights: ReducedWeights) -> float:
+        """See `Form`."""
+        return 1.0
+
     def is_installed(self, ffn: FFN, width: int) -> bool:
         """See `Form`."""
         return ffn.width == width
 
-    def install(self, ffn: FFN, width: int, original_width: int) -> None:
+    def install(self, ffn: FFN, width: int, original_width: int, power: float = 1.0) -> None:
         """See `Form`."""
         ffn.narrow(width)
 
@@ -119,11 +133,15 @@ class LowRankForm:
         assert isinstance(weights, LowRankWeights)
         return weights.factors["up"][0].shape[0]
 
+    def power(self, weights: ReducedWeights) -> float:
+        """See `Form`."""
+        return 1.0
+
     def is_installed(self, ffn: FFN, width: int) -> bool:
         """See `Form`."""
         return ffn.is_low_rank
 
-    def install(self, ffn: FFN, width: int, original_width: int) -> None:
+    def install(self, ffn: FFN, width: int, original_width: int, power: float = 1.0) -> None:
         """See `Form`."""
         ffn.factorize(width)
 

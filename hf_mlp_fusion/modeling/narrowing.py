@@ -54,12 +54,10 @@ def narrow_ffns(model: PreTrainedModel) -> None:
                 f"config.json contradicts itself: the mlp_fusion section says that {name!r} had "
                 f"{widths.original_width} units, the model's own fields make it {ffn.width}"
             )
-        form.install(ffn, widths.width, widths.original_width)
-        if (holder := ffn.holder) is not None:
-            holder.power = widths.power
-            if widths.scales is not None:
-                check_scales(name, widths.scales, holder)
-                holder.scales = widths.scales
+        form.install(ffn, widths.width, widths.original_width, widths.power)
+        if widths.scales is not None and (holder := ffn.holder) is not None:
+            check_scales(name, widths.scales, holder)
+            holder.scales = widths.scales
 
 
 def note_scales(model: PreTrainedModel) -> None:

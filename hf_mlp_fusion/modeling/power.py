@@ -29,24 +29,18 @@ def set_powers(model: PreTrainedModel, powers: float | Mapping[str, float]) -> d
     Returns:
         The powers before, by name of the entry.
     """
-    before: dict[str, float] = {}
-    for group in by_entry(ffn for ffn in find_ffns(model) if ffn.is_fused):
+    groups = list(by_entry(ffn for ffn in find_ffns(model) if ffn.is_fused))
+    before = {group[0].entry: holder.power for group in groups if (holder := group[0].holder) is not None}
+    wanted = dict.fromkeys(before, powers) if isinstance(powers, int | float) else powers
+    for group in groups:
         holder = group[0].holder
         assert holder is not None
-        entry = group[0].entry
-        before[entry] = holder.power
-        power = powers if isinstance(powers, int | float) else powers[entry]
+        power = wanted[group[0].entry]
         for ffn in group:
-            weights = ffn.read()
-            sizes = ffn.part_of(holder).cluster_sizes
-            ffn.write(ffn.tensors(Fusion(weights, sizes, holder.power).at_power(power).weights))
+            fusion = Fusion(ffn.read(), ffn.part_of(holder).cluster_sizes, holder.power)
+            ffn.write(ffn.tensors(fusion.at_power(power).weights))
         holder.power = power
     section = FusionSection.from_dict(model.config.mlp_fusion)
-    ffns = {
-        name: replace(ffn, power=powers if isinstance(powers, int | float) else powers[name])
-        if name in before
-        else ffn
-        for name, ffn in section.ffns.items()
-    }
+    ffns = section.ffns | {name: replace(section.ffns[name], power=wanted[name]) for name in before}
     model.config.mlp_fusion = replace(section, ffns=ffns).to_dict()
     return before

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import FusionConfigError, check_choice
 from .layers import check_layers
+from .power import is_power
 
 __all__ = ["CLUSTERINGS", "METRICS", "NTKS", "REFITS", "SELECTIONS", "TARGETS", "FusionConfig", "check_recipe"]
 
@@ -144,9 +145,7 @@ class FusionConfig:
             ("ntk", NTKS),
         ):
             check_choice(name, getattr(self, name), choices)
-        if self.power != "auto" and (
-            not isinstance(self.power, int | float) or isinstance(self.power, bool) or not 0 <= self.power <= 1
-        ):
+        if self.power != "auto" and not is_power(self.power):
             raise FusionConfigError(f"power must be a number from 0 to 1, or 'auto', not {self.power!r}")
         if not _is_int(self.seed) or not 0 <= self.seed < 2**32:
             raise FusionConfigError(f"seed must be an integer from 0 to 4294967295, not {self.seed!r}")

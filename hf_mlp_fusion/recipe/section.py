@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import BrokenCheckpointError, FusionConfigError
 from .config import FusionConfig
+from .power import is_power
 
 FORM_NAMES = ("fused", "narrow", "low_rank")
 
@@ -136,7 +137,7 @@ class FusionSection:
             if host is not None and not isinstance(host, str):
                 raise _broken(f"ffns[{name!r:.80}]: host must be the name of a class")
             power = widths.get("power", 1.0)
-            if not isinstance(power, int | float) or isinstance(power, bool) or not 0 <= power <= 1:
+            if not is_power(power):
                 raise _broken(f"ffns[{name!r:.80}]: power must be a number from 0 to 1, not {power!r:.40}")
             scales = _scales(name, widths.get("scales"))
             ffns[name] = FFNWidth(width, original_width, form, scales, host, float(power))

@@ -63,9 +63,7 @@ def fused_twin(stock: PreTrainedModel, widths: Sequence[tuple[FFN, int]], config
     entries = {ffn.entry: ffn_width(ffn, width, family, FORM, power) for ffn, width in widths}
     first = {ffn.entry: own[ffn.name] for ffn, _ in reversed(widths)}  # one of a stack
     for entry, ffn in first.items():
-        FORMS[FORM].install(ffn, entries[entry].width, entries[entry].original_width)
-        if (holder := ffn.holder) is not None:
-            holder.power = power
+        FORMS[FORM].install(ffn, entries[entry].width, entries[entry].original_width, power)
     fused: PreTrainedModel = build_smaller(twin, FusionSection(config, source_of(stock), entries), inplace=True)
     fused.tie_weights(recompute_mapping=False)  # loading compares what it ties, and here there is nothing to compare
     return fused

@@ -10,15 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ..errors import FusionConfigError, FusionError
-from ..files import append_json, read_json, read_object, write_text
+from ..errors import FusionError
+from ..files import append_json, check_same_run, claimed, read_json, read_object, write_text
 from ..hub import StoredTensor
 
 __all__ = ["StreamWork", "fingerprint", "open_work", "work_place"]
 
-_RUN, _DONE, _LOCK = "run.json", "done.jsonl", ".lock"
+_RUN, _DONE = "run.json", "done.jsonl"
 
 
 class StreamWork:
@@ -45,13 +43,7 @@ class StreamWork:
         path = self.folder / _RUN
         if not path.is_file():
             write_text(path, json.dumps(run))
-        found = read_object(path)
-        others = [name for name in run if found.get(name) != json.loads(json.dumps(run[name]))]
-        if others:
-            raise FusionConfigError(
-                f"{self.folder} holds a fusion that was stopped and had other {', '.join(others)}: repeat that one, "
-                "or delete the folder"
-            )
+        check_same_run(self.folder, read_object(path), run, "fusion")
         self.done = {line["name"]: line["value"] for line in read_json(self.folder / _DONE)}
 
     def forget(self) -> None:
@@ -93,25 +85,15 @@ def open_work(place: Path) -> Iterator[StreamWork]:
     Raises:
         FusionConfigError: Another run is at work in it, or it holds something else.
     """
-    place.mkdir(parents=True, exist_ok=True)
-    found = {path.name for path in place.iterdir()}
-    if found and found.isdisjoint((_RUN, _LOCK)):  # it will be deleted
-        raise FusionConfigError(f"{place} is not empty, and holds no fusion: name another OUT, or move what is in it")
-    lock = FileLock(place / _LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise FusionConfigError(f"another run is at work in {place}: wait for it, or name another OUT") from error
-    work = StreamWork(place)
-    try:
-        yield work
-        _clear(work)
-    except FusionError:
-        if not work.done and not any(read_json(place / _DONE)):
+    with claimed(place, (_RUN,), "fusion", "another OUT"):
+        work = StreamWork(place)
+        try:
+            yield work
             _clear(work)
-        raise
-    finally:
-        lock.release()
+        except FusionError:
+            if not work.done and not any(read_json(place / _DONE)):
+                _clear(work)
+            raise
 
 
 def _clear(work: StreamWork) -> None:

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import BrokenCheckpointError, FusionConfigError
-from ..files import read_object, write_text
+from ..errors import BrokenCheckpointError
+from ..files import check_same_run, claimed, read_object, write_text
 
 __all__ = ["SaveNowAndThen", "Work", "digest_of", "fingerprint", "open_work"]
 
 _SAVE_SECONDS = 60.0  # between checkpoints
 _SAMPLE = 64  # numbers of each tensor by which models are told apart
-_RUN, _TEXTS, _LOCK = "run.json", "sampled.json", ".lock"
+_RUN, _TEXTS = "run.json", "sampled.json"
 
 
 class Work:
@@ -64,12 +63,7 @@ class Work:
             write_text(path, json.dumps({"run": dict(run), "rows_at_once": rows_at_once}))
             return rows_at_once
         found = read_object(path)
-        others = [name for name in run if found["run"].get(name) != run[name]]
-        if others:
-            raise FusionConfigError(
-                f"{self.folder} holds a tuning that was stopped and had other {', '.join(others)}: repeat that one, "
-                "or delete the folder"
-            )
+        check_same_run(self.folder, found["run"], run, "tuning")
         return int(found["rows_at_once"])
 
     def checkpoint(self) -> Path | None:
@@ -106,25 +100,13 @@ def open_work(place: str | Path | None) -> Iterator[Work]:
             yield Work(Path(folder), kept=False)
         return
     work = Work(Path(place), kept=True)
-    work.folder.mkdir(parents=True, exist_ok=True)
-    found = {path.name for path in work.folder.iterdir()}
-    if found and found.isdisjoint((_RUN, _TEXTS, _LOCK)):  # it will be deleted
-        raise FusionConfigError(
-            f"{place} is not empty, and holds no tuning: name another folder, or move what is in it"
-        )
-    lock = FileLock(work.folder / _LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise FusionConfigError(f"another run is at work in {place}: wait for it, or name another folder") from error
-    try:
-        yield work
-    except BaseException:
-        if not work.worth_keeping:
-            shutil.rmtree(work.folder, ignore_errors=True)
-        raise
-    finally:
-        lock.release()
+    with claimed(work.folder, (_RUN, _TEXTS), "tuning", "another folder"):
+        try:
+            yield work
+        except BaseException:
+            if not work.worth_keeping:
+                shutil.rmtree(work.folder, ignore_errors=True)
+            raise
 
 
 def fingerprint(model: PreTrainedModel) -> str:
