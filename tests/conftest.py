@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub reads it: tests never use the network
+os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)  # likewise: what bars show is tested
 
 import pytest
 import torch

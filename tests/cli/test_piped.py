@@ -39,13 +39,11 @@ def test_a_terminal_gets_one_bar_for_the_weights_and_one_for_fusing(stock):
     """Not one within the other, which moved the cursor up and down."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
     run = subprocess.Popen(
         [*COMMAND, "fuse", "stock", "fused", "--width", "16", "--texts", "texts.txt"],
         stdout=subprocess.PIPE,
         stderr=theirs,
         cwd=stock,
-        env=environment,
     )
     os.close(theirs)
     shown = b""
