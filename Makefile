@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MODELS ?= real-models
+# The versions that were tried together; `CONSTRAINTS=` takes the newest of everything but torch.
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-every test-real peers models check docs build format clean
+.PHONY: demo test test-every test-real test-pythons peers models check docs build format clean
 
 demo: $(VENV)/installed
 	$(BIN)/hf-mlp-fusion demo
@@ -21,6 +23,10 @@ test-every: $(VENV)/installed
 # `make models` has built.
 test-real: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m real
+
+# The quick tests on the other Pythons there are.
+test-pythons:
+	$(PYTHON) tests/python_matrix.py
 
 # PEFT's and transformers' own tests, from PyPI, on tiny models, stock and fused: half an hour on two cores.
 peers: $(VENV)/installed
@@ -57,8 +63,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV), once: some minutes. First torch, then the rest."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist site demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

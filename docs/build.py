@@ -38,7 +38,7 @@ def build(folder: Path) -> None:
     for module in modules.values():  # pdoc wants names to be there that are imported when used
         vars(module).update({name: getattr(module, name) for name in getattr(module, "__all__", ())})
     pages = {name: pdoc.doc.Module(module) for name, module in modules.items()}
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.md"))}
+    texts = {path.stem: linked(path.read_text(encoding="utf-8")) for path in sorted(HERE.glob("*.md"))}
     texts["commands"] = command_page()
     texts["index"] = front_page(pages, texts)
     pages |= {name: text_page(name, text) for name, text in texts.items()}
@@ -58,6 +58,11 @@ def build(folder: Path) -> None:
 def address(name: str) -> str:
     """The file of a page."""
     return f"{name.replace('.', '/')}.html"
+
+
+def linked(text: str) -> str:
+    """A text whose links to other texts here lead to their pages, which in the repository they need not."""
+    return re.sub(r"\]\((\w+)\.md(#[\w-]+)?\)", r"](\1.html\2)", text)
 
 
 def text_page(name: str, text: str) -> pdoc.doc.Module:

@@ -16,11 +16,13 @@ from hf_mlp_fusion.families import FAMILIES
 
 DOCS = Path(__file__).parents[1] / "docs"
 ROOT = DOCS.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TEXTS = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted(DOCS.glob("*.md")),
     *sorted((ROOT / "model_cards").rglob("*.md")),
-    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+    *NOTEBOOKS,
 ]
 
 
@@ -86,6 +88,14 @@ def test_names_in_a_page_exist(site, name, fewest):
         assert f">{name}</a>" in page
 
 
+def test_the_picture_of_the_readme_is_drawn_from_the_tables(tmp_path):
+    spec = importlib.util.spec_from_file_location("draw_docs", DOCS / "draw.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.smollm2(tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").stat().st_size > 10_000
+
+
 def test_the_commands_are_documented(site):
     text = (site / "commands.html").read_text(encoding="utf-8")
     for command in ("fuse", "inspect", "bench glue"):
@@ -124,3 +134,9 @@ def test_files_in_texts_exist(path):
         re.findall(r"\b(?:tests|docs|notebooks|model_cards)/[\w/]+\.\w+", path.read_text(encoding="utf-8"))
     ):
         assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("path", TEXTS[: -len(NOTEBOOKS)], ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_of_texts_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        assert "://" in link or (path.parent / link).exists(), link

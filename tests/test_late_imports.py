@@ -62,10 +62,12 @@ def test_the_package_alone_imports_nothing_heavy():
     "first",
     [
         "import hf_mlp_fusion; from transformers import AutoConfig",
-        "from transformers import AutoConfig; import hf_mlp_fusion",
+        pytest.param("from transformers import AutoConfig; import hf_mlp_fusion", marks=pytest.mark.every),
         "import transformers, hf_mlp_fusion; from transformers import AutoModel, AutoConfig",
-        "from hf_mlp_fusion import register_family; from transformers import AutoConfig",
-        "import hf_mlp_fusion.modeling.building; from transformers import AutoConfig",
+        *(
+            pytest.param(f"{first}; from transformers import AutoConfig", marks=pytest.mark.every)
+            for first in ("from hf_mlp_fusion import register_family", "import hf_mlp_fusion.modeling.building")
+        ),
     ],
 )
 def test_the_auto_classes_know_fused_models_in_any_order(folders, first):

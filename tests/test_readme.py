@@ -1,4 +1,4 @@
-"""The README's code runs, and its commands exist."""
+"""The README's code runs, and the commands that it and the pages show exist."""
 
 import re
 import shlex
@@ -9,33 +9,38 @@ from typer.main import get_command
 
 from hf_mlp_fusion.cli import app
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, text):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_python_blocks_run(tmp_path, monkeypatch, minilm_path, capsys):
-    assert len(blocks("python")) == 2
+    assert len(blocks("python", README)) == 2
     monkeypatch.chdir(tmp_path)
-    for code in blocks("python"):  # the second loads what the first has saved
+    for code in blocks("python", README):  # the second loads what the first has saved
         code = code.replace("sentence-transformers/all-MiniLM-L6-v2", str(minilm_path))
         exec(compile(code, "README.md", "exec"), {})
     assert re.fullmatch(r"\d+ -> \d+\n", capsys.readouterr().out)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
-COMMANDS = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines() if line.strip()]
+def commands():
+    """The lines of all shell blocks that call make or this package, without comments, each once."""
+    lines = "\n".join(block for text in PAGES for block in blocks("bash", text)).replace("\\\n", " ").splitlines()
+    commands = (line.split("#")[0].strip() for line in lines)
+    return sorted({line for line in commands if re.match(r"(make|hf-mlp-fusion) [a-z]", line)})
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", commands())
 def test_commands_exist(line):
     program, verb, *arguments = shlex.split(line)
     if program == "make":
-        assert f"\n{verb}:" in (Path(__file__).parents[1] / "Makefile").read_text()
+        assert f"\n{verb}:" in (ROOT / "Makefile").read_text()
         return
-    assert program == "hf-mlp-fusion"
     command = get_command(app).commands[verb]
     if verb == "bench":
         verb, *arguments = arguments

@@ -1,5 +1,7 @@
 """What the repository says of itself in several places is the same everywhere."""
 
+import ast
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
@@ -29,6 +31,15 @@ def test_hooks_run_the_checks():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     checks = re.findall(r"\$\(BIN\)/(.+)", re.search(r"\ncheck:.*\n((?:\t.*\n)+)", makefile)[1])
     assert {hook.split()[0] for hook in hooks} == {check.split()[0] for check in checks}
+
+
+def test_scripts_import_names_that_exist():
+    """Benchmarks are not run by the tests: what they import may have moved."""
+    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "docs").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "hf_mlp_fusion":
+                for alias in node.names:
+                    assert pkgutil.resolve_name(f"{node.module}.{alias.name}") is not None, path
 
 
 def test_the_version_is_the_same_in_the_citation():

@@ -16,9 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from hf_mlp_fusion import FusionConfig, fuse_model, fusing
+from hf_mlp_fusion import FusionConfig, fuse_model
 from hf_mlp_fusion.data.objectives import make_batches
 from hf_mlp_fusion.data.texts import read_texts, split_texts
+from hf_mlp_fusion.fusion import layer_fuser
 from hf_mlp_fusion.measure import language_loss, output_error
 
 
@@ -37,12 +38,12 @@ def main() -> None:
     calibration, held = split_texts(read_texts(options.texts), 0.5)
     batches = make_batches(model, tokenizer, held, samples=256, batch_size=16)
     print(f"unfused: loss {language_loss(model, batches).loss:.4f} ({device})")
-    usual = fusing._MOMENT_BYTES
+    usual = layer_fuser._MOMENT_BYTES
     for seed in range(options.seeds):
         texts = random.Random(seed).sample(calibration, len(calibration))
         rows = make_batches(model, tokenizer, texts, samples=256, batch_size=16)
         for way, room in (("one pass", usual), ("layer after layer", 1)):
-            fusing._MOMENT_BYTES = room
+            layer_fuser._MOMENT_BYTES = room
             started = time.perf_counter()
             fused = fuse_model(model, FusionConfig(layers=options.layers, ntk="none"), calibration=rows)
             seconds = time.perf_counter() - started

@@ -126,6 +126,7 @@ def test_it_goes_on_where_it_stopped(folder, tmp_path, monkeypatch):
     assert done == ["fusion", "prune"]
 
 
+@pytest.mark.every
 def test_another_recipe_model_or_text_is_another_comparison(folder, tmp_path):
     def comparison(config=CONFIG, family="gpt2", texts=80, **kwargs):
         loaded = load_subject(folder(family), tiny_texts(texts), samples=4, **kwargs)

@@ -82,7 +82,11 @@ calibrate_checkpoint(model, folder, torch.load(data))
 
 
 @pytest.mark.parametrize(
-    "moments", [(12, 70), *(pytest.param((n,), marks=pytest.mark.every) for n in range(2, 80, 9))]
+    "moments",
+    [
+        pytest.param((12, 70), marks=pytest.mark.every),
+        *(pytest.param((n,), marks=pytest.mark.every) for n in range(2, 80, 9)),
+    ],
 )
 def test_what_was_killed_goes_on_to_the_same_bits(moments, tmp_path):
     """`kill -9` in the middle of files of the moments and of the metric."""

@@ -30,6 +30,9 @@ LOADS = {
 }
 
 
+pytestmark = pytest.mark.every  # several models go up and come down
+
+
 @pytest.fixture(scope="module")
 def travelled(tmp_path_factory):
     """Pushes in one process and loads in another; gives the Hub, the files of both, and all that they printed."""

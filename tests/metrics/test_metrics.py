@@ -192,6 +192,7 @@ def score_all(number):
     return results[0], [score(name, [f"a b c d {number}"], [["a b c d 1"]]) for name in TEXTS], os.getpid()
 
 
+@pytest.mark.every
 def test_processes_score_at_once_and_leave_no_file(tmp_path, monkeypatch):
     for name in ("HOME", "HF_HOME", "TMPDIR", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path))

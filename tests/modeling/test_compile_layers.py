@@ -78,6 +78,7 @@ def test_all_layers_share_a_graph_without_a_break(kind):
     assert counter.frame_count <= 4
 
 
+@pytest.mark.every
 def test_a_graph_for_each_width():
     """What `docs/speed.md` says of widths: eight of them, and no more, unless torch is told so."""
     model = fused("bert", LAYERS, {f"encoder.layer.{i}": 24 + i for i in range(LAYERS)})
@@ -104,7 +105,9 @@ def test_accelerate_compiles_the_same_regions(kind):
     assert loss_and_gradients(compiled, batch)[0] == expected
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(kind, marks=pytest.mark.every) for kind in ("bert", "gpt2")), "llama"]
+)
 def test_trainer_compiles_layers_and_trains_to_the_same_weights(kind, tmp_path, monkeypatch):
     batch = batch_of(8, rows=4)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(4)]

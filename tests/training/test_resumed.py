@@ -45,7 +45,7 @@ def checkpoints(monkeypatch):
 
 @pytest.mark.usefixtures("checkpoints")
 @pytest.mark.parametrize("family", ["gpt2", pytest.param("roberta", marks=pytest.mark.every)])
-@pytest.mark.parametrize("stop", [3, 9])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.every), 9])
 def test_the_result_is_the_same_bit_for_bit(family, stop, tmp_path, monkeypatch, caplog):
     model, tokenizer = tiny_model(family), tiny_tokenizer(family)
     fused = fuse_model(model, FusionConfig(width=16))
@@ -163,6 +163,7 @@ def test_a_command_that_is_stopped_says_how_it_goes_on(cli, folder, monkeypatch)
     assert sorted(path.name for path in folder.iterdir()) == ["fused", "out", "stock", "texts.txt"]
 
 
+@pytest.mark.every
 def test_a_command_that_was_killed_goes_on(cli, folder):
     options = ["--texts", folder / "texts.txt", "--target", "logits", "--batch-size", "2", "--max-length", "12"]
     code, _, err = cli("tune", folder / "fused", folder / "whole", *options, "--steps", "60")
