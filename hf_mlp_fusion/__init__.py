@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .streaming import fuse_checkpoint
     from .training import freeze_routers, router_losses
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "BrokenCheckpointError": "errors",
