@@ -1,6 +1,6 @@
 """The quick tests on the other Pythons that are here: the newest one with the newest of all libraries but torch.
 
-Usage: python tests/python_matrix.py [3.12 3.13]
+Usage: python tests/python_matrix.py [VERSION ...], if none is given those that are promised but the one that runs it.
 
 Each gets an environment of its own, `.venv-VERSION`, by `make test`. A Python that is not here is named, and is no
 failure; it is looked for on PATH and among pyenv's.
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-VERSIONS = ("3.12", "3.13")
+PROMISED = ("3.11", "3.12", "3.13")
 
 
 def interpreter(version: str) -> str | None:
@@ -32,7 +32,7 @@ def main(versions: list[str]) -> int:
             print(f"skipped: Python {version}, which is not here", flush=True)
             continue
         print(f"Python {version}", flush=True)
-        newest = ["CONSTRAINTS="] if version == max(versions, key=lambda text: int(text.split(".")[1])) else []
+        newest = ["CONSTRAINTS="] if version == PROMISED[-1] else []
         command = ["make", "test", f"PYTHON={python}", f"VENV=.venv-{version}", *newest]
         if subprocess.run(command).returncode:
             failed.append(version)
@@ -41,4 +41,5 @@ def main(versions: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or [*VERSIONS]))
+    own = "{}.{}".format(*sys.version_info)
+    sys.exit(main(sys.argv[1:] or [version for version in PROMISED if version != own]))

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import yaml
+from python_matrix import PROMISED
 
 import hf_mlp_fusion
 
@@ -22,6 +23,7 @@ def test_the_workflow_tests_the_pythons_that_are_promised():
     jobs = read(".github/workflows/ci.yml")["jobs"]
     promised = [name.rpartition(" ")[2] for name in PROJECT["classifiers"] if "Python :: 3" in name]
     assert jobs["test"]["strategy"]["matrix"]["python"] == promised
+    assert promised == [*PROMISED]
     assert PROJECT["requires-python"] == f">={promised[0]}"
     assert jobs["test"]["steps"][-1] == {"run": ".ci/run"}
 
