@@ -73,8 +73,10 @@ def text_page(name: str, text: str) -> pdoc.doc.Module:
 
 
 def front_page(pages: dict[str, pdoc.doc.Module], texts: dict[str, str]) -> str:
-    """What the package is, the pages of text, where its public names are explained, and its modules."""
-    headings = [f"- [{text.splitlines()[0].lstrip('# ')}]({address(name)})" for name, text in texts.items()]
+    """What the package is, the pages of text as the README has them, where public names are explained, and modules."""
+    readme = (HERE.parent / "README.md").read_text(encoding="utf-8").split("## Documentation")[1]
+    order = sorted(texts, key=lambda name: (readme.find(f"](docs/{name}.md)") % len(readme), name))  # -1: at the end
+    headings = [f"- [{texts[name].splitlines()[0].lstrip('# ')}]({address(name)})" for name in order]
     homes = {name: getattr(hf_mlp_fusion, name) for name in hf_mlp_fusion.__all__}
     names = [
         f"- [`{name}`]({address(home.__module__)}#{name}): {first_sentence(home)}" for name, home in homes.items()
