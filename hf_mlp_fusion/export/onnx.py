@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..errors import FusionConfigError, UnsupportedModelError
 from ..families import family_of
+from .graph_inputs import free_axes, graph_inputs
 
 __all__ = ["check_onnx", "export_onnx"]
 
@@ -30,7 +30,7 @@ def check_onnx(model: PreTrainedModel) -> None:
 
     Raises:
         FusionConfigError: The packages of the `onnx` extra are not installed.
-        UnsupportedModelError: The model is a mixture of experts or an encoder-decoder.
+        UnsupportedModelError: The model is a mixture of experts.
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -40,19 +40,18 @@ def check_onnx(model: PreTrainedModel) -> None:
             f"{type(model).__name__} cannot become an ONNX graph: which experts run depends on the data, and "
             "torch.export does not follow such a loop. Export it without ONNX"
         )
-    if model.config.is_encoder_decoder:
-        raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; ONNX export takes one stack")
 
 
 def export_onnx(model: PreTrainedModel, path: Path) -> float:
     """Writes the forward of a model as an ONNX graph in float32, and checks it on other shapes.
 
-    Inputs are `input_ids`, `attention_mask` and, where the model tells token types apart, `token_type_ids`, int64,
-    `[batch, sequence]`, both dynamic; outputs have the names that the model gives them. There is no cache: a language
-    model gives the logits of all tokens.
+    Inputs of a text model are `input_ids`, `attention_mask` and, where it tells token types apart, `token_type_ids`,
+    int64, `[batch, sequence]`, both dynamic, and `decoder_input_ids` of an encoder-decoder; those of other models are
+    in `hf_mlp_fusion.export.graph_inputs`. Outputs have the names that the model gives them. There is no cache: a
+    language model gives the logits of all tokens.
 
     Args:
-        model: A model of a stock class, an encoder or a decoder. It stays as it is.
+        model: A model of a stock class. It stays as it is.
         path: The file to write. Weights of more than 2 GB go into files beside it.
 
     Returns:
@@ -66,33 +65,32 @@ def export_onnx(model: PreTrainedModel, path: Path) -> float:
     import onnxruntime
 
     model = copy.deepcopy(model).float().cpu().eval()
-    model.config.use_cache = False
-    inputs = _inputs(model, batch=2, length=8)
-    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):  # a decoder may have a config of its own
+            module.config.use_cache = False
+    inputs = graph_inputs(model, batch=2, length=8)
     try:
         with torch.no_grad():
-            outputs = list(model(**inputs).keys())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own: that it calls itself by deprecated names, and of axis names
-            program: Any = torch.onnx.export(
-                model,
-                kwargs=inputs,
-                input_names=list(inputs),
-                output_names=outputs,
-                dynamic_shapes={name: {0: batch, 1: sequence} for name in inputs},
-                dynamo=True,
-                verbose=False,
-            )
+            made = model(**inputs)
+        outputs = [name for name in made if isinstance(made[name], Tensor)]
+        if len(outputs) < len(made):
+            raise TypeError(f"not all of its outputs are tensors, but {', '.join(outputs)}")
+        program = _traced(model, inputs, outputs)
     except Exception as error:
-        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        reason = _first_line(error.__cause__ or error)
         raise UnsupportedModelError(f"torch.onnx cannot export {type(model).__name__}: {reason}") from error
     program.save(path)
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
     for rows, length in ((1, 5), (3, 12)):
-        inputs = _inputs(model, rows, length)
-        found = session.run(outputs, {name: inputs[name].numpy() for name in inputs})
+        inputs = graph_inputs(model, rows, length)
+        try:
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            found = session.run(outputs, {name: inputs[name].numpy() for name in inputs})
+        except Exception as error:  # onnxruntime's own are no subclasses of one
+            raise UnsupportedModelError(
+                f"onnxruntime cannot run the graph of {type(model).__name__}: {_first_line(error)}"
+            ) from error
         with torch.no_grad():
             expected = model(**inputs)
         for name, array in zip(outputs, found, strict=True):
@@ -106,14 +104,27 @@ def export_onnx(model: PreTrainedModel, path: Path) -> float:
     return worst
 
 
-def _inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor]:
-    """Random tokens, the last two of the last row masked as padding is."""
-    ids = torch.randint(model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(length))
-    mask = torch.ones_like(ids)
-    mask[-1, -2:] = 0
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if getattr(model.config, "type_vocab_size", 1) > 1:
-        inputs["token_type_ids"] = torch.zeros_like(ids)
-        inputs["token_type_ids"][:, length // 2 :] = 1
-    accepted = inspect.signature(model.forward).parameters
-    return {name: tensor for name, tensor in inputs.items() if name in accepted}
+def _traced(model: PreTrainedModel, inputs: dict[str, Tensor], outputs: list[str]) -> Any:
+    """The graph of a model; where its attention cannot be traced (T5's), that of the same in plain products."""
+    dims = {axis: torch.export.Dim(axis) for name in inputs for axis in free_axes(name)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own: that it calls itself by deprecated names, and of axis names
+            return torch.onnx.export(
+                model,
+                kwargs=inputs,
+                input_names=list(inputs),
+                output_names=outputs,
+                dynamic_shapes={name: {i: dims[axis] for i, axis in enumerate(free_axes(name))} for name in inputs},
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError:
+        if model.config._attn_implementation == "eager":
+            raise
+        model.set_attn_implementation("eager")
+        return _traced(model, inputs, outputs)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

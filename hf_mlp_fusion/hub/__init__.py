@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .push import Push, check_folder, hub_errors, push_folder
     from .saved import MODEL_TAG, read_saved
     from .side_files import carry_side_files, check_side_files
-    from .stub import add_stub, has_stub, save_stub
+    from .stub import add_stub, has_stub, save_stub, without_stub
     from .trainer import FusionCardMixin
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "read_saved",
     "save_stub",
     "stored_tensors",
+    "without_stub",
     "write_card",
 ]
 
@@ -61,6 +62,7 @@ __getattr__ = when_used(
         "read_saved": "saved",
         "save_stub": "stub",
         "stored_tensors": "headers",
+        "without_stub": "stub",
         "write_card": "cards",
     },
 )

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..errors import UnsupportedModelError
+from ..hub import without_stub
 
 __all__ = ["check_built", "convert_config", "empty_model", "rebuild"]
 
@@ -177,7 +178,7 @@ def convert_config(config: PreTrainedConfig, cls: type[PreTrainedConfig], change
         cls: The fused or stock config class of the same family.
         changes: Fields that get other values.
     """
-    values = config.to_dict()
+    values = without_stub(config.to_dict())  # it leads to the fused classes, and a fused folder gets its own
     # No quantization either: the tensors that a model is built from are floats.
     for name in ("model_type", "transformers_version", "architectures", "mlp_fusion", "quantization_config"):
         values.pop(name, None)

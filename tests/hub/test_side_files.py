@@ -1,6 +1,9 @@
 """What lies beside a model goes with it, whatever its files are called: the result loads as the original does."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from tiny_text import tiny_tokenizer
 from hf_mlp_fusion import BrokenCheckpointError, FusionConfig, fuse_model
 from hf_mlp_fusion.data import save_carrying
 from hf_mlp_fusion.hub.files import sort_files
+from hf_mlp_fusion.hub.stub import stub_text
 
 TEXT = "hello world"
 
@@ -55,6 +59,40 @@ def test_tokenizers(make, cli, stock, tmp_path):
     code, _, err = cli("export", tmp_path / "fused", tmp_path / "plain")
     assert code == 0, err
     assert (tmp_path / "plain" / name).is_file()
+
+
+def test_commands_save_the_stub_and_exports_have_none(cli, stock, tmp_path):
+    """Without it, loaders do not know the `model_type`, and do not say what to install."""
+    assert cli("fuse", stock, tmp_path / "fused", "--width", "16")[0] == 0
+    assert cli("export", tmp_path / "fused", tmp_path / "plain")[0] == 0
+    fused, plain = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("fused", "plain"))
+    assert fused["auto_map"]["AutoConfig"] == "modeling_mlp_fusion.FusedRobertaConfig"
+    assert fused["auto_map"]["AutoModelForMaskedLM"] == "modeling_mlp_fusion.FusedRobertaForMaskedLM"
+    assert (tmp_path / "fused" / "modeling_mlp_fusion.py").read_text() == stub_text()
+    assert "auto_map" not in plain
+    assert not (tmp_path / "plain" / "modeling_mlp_fusion.py").exists()
+    original = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "fused")
+    assert type(original).__name__ == "FusedRobertaForMaskedLM"  # no remote code: the package is here
+
+
+def test_what_loaders_say_without_the_package(cli, stock, tmp_path):
+    assert cli("fuse", stock, tmp_path / "fused", "--width", "16")[0] == 0
+    code = (
+        "import sys; sys.modules['hf_mlp_fusion'] = None\n"
+        "from transformers import AutoModel\n"
+        "for trust in (False, True):\n"
+        "    try:\n"
+        "        AutoModel.from_pretrained(sys.argv[1], trust_remote_code=trust)\n"
+        "    except Exception as error:\n"
+        "        print(type(error).__name__, *str(error).split())\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "fused")]
+    home = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env=home).stdout.splitlines()
+    assert "contains custom code" in said[0]
+    assert str(tmp_path / "fused") in said[0]
+    assert said[1].startswith("ImportError")
+    assert "pip install hf_mlp_fusion" in said[1]
 
 
 def sentence_transformer(folder, ending="safetensors"):
