@@ -18,7 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from .. import __version__
 from ..data import LANGUAGE_OBJECTIVES, objective_of, plain_context, progress_over, save_carrying
 from ..errors import FusionWarning
-from ..files import check_disk, check_output_folder, output_folder
+from ..files import check_disk, check_output_folder, check_room, output_folder
 from ..fusion import (
     LayerFuser,
     ReducedFFN,
@@ -40,7 +40,7 @@ from ..modeling.find import by_entry
 from ..modeling.forms import ReducedWeights
 from ..modeling.loading import load_stock_model
 from ..recipe import FusionConfig, FusionReport, FusionSection, check_recipe
-from .passes import copy_tensors, copying_work, parameters_of, reduce_stored
+from .passes import copy_tensors, copying_work, group_bytes, parameters_of, reduce_stored
 from .shards import Shards, saved_tensors
 from .stored import StoredModel
 from .twin import fused_twin, origins_of, scales_of, tie_as_stored
@@ -87,6 +87,7 @@ def fuse_checkpoint(
             cannot be read a part at a time.
         BrokenCheckpointError: Its files or the statistics are broken, lack weights, or are of another model.
         DiskLimitError: The disk has less room than the result takes.
+        MemoryLimitError: The machine has less memory than the largest FFN takes.
 
     Warns:
         FusionWarning: As `fuse_model`.
@@ -128,6 +129,9 @@ def fuse_checkpoint(
         return LayerFuser(stock, group, each, moments)(group)  # one for each: it looks ahead as far as it may
 
     groups = [[(ffn, widths[ffn.name]) for ffn in group] for group in by_entry(ffns)]
+    needed = max(group_bytes(stored, group, config, calibrated=known is not None) for group in groups)
+    mend = "take a machine with more" + (", or leave the statistics out" if known is not None else "")
+    check_room(needed, torch.device(device), "the largest FFN", mend)
     fused: Any = fused_twin(stock, [item for group in groups for item in group], config)
     saved = saved_tensors(fused)
     origins = origins_of(fused, saved, stored, [name for group in groups for name in parameters_of(group)])

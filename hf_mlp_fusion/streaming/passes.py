@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data import Progress
-from ..fusion import LayerReducer, check_finite, ffn_report, reduction_work
+from ..fusion import LayerReducer, check_finite, ffn_report, moment_bytes, reduction_bytes, reduction_work
 from ..modeling.ffn import FFN
 from ..modeling.forms import FORMS
-from ..recipe import FFNReport
+from ..recipe import FFNReport, FusionConfig
 from .shards import Shards
 from .stored import StoredModel
 from .twin import FORM
 from .work import StreamWork
 
-__all__ = ["copy_tensors", "copying_work", "parameters_of", "reduce_stored"]
+__all__ = ["copy_tensors", "copying_work", "group_bytes", "parameters_of", "reduce_stored"]
 
 _COPYING = 100.0  # operations of a forward that take as long as a byte that is copied
 
@@ -32,6 +32,22 @@ def parameters_of(group: Sequence[tuple[FFN, int]]) -> list[str]:
         group: The FFN, or the experts, each with the units to keep.
     """
     return [*dict.fromkeys(name for ffn, _ in group for name in ffn.parameter_names())]
+
+
+def group_bytes(
+    stored: StoredModel, group: Sequence[tuple[FFN, int]], config: FusionConfig, *, calibrated: bool
+) -> int:
+    """Memory that reducing an FFN, or a stack of experts, takes: its weights, its moments, and what is made of them.
+
+    Args:
+        stored: The checkpoint.
+        group: The FFN, or the experts, each with the units to keep.
+        config: The recipe, resolved.
+        calibrated: Whether there are statistics.
+    """
+    weights = sum(stored.wanted[name].nbytes for name in parameters_of(group))
+    moments = sum(moment_bytes(ffn, ffn.width) for ffn, _ in group) if calibrated else 0
+    return weights + moments + max(reduction_bytes(ffn, width, config, calibrated=calibrated) for ffn, width in group)
 
 
 def copying_work(shards: Shards) -> float:
