@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..data import Processes
-from ..errors import FusionConfigError
 from ..files import claimed
 from .layer_files import STATE
 
@@ -34,17 +33,8 @@ def open_work(folder: Path, processes: Processes | None = None) -> Iterator[Path
     folder = folder.expanduser().absolute()
     place = folder.with_name(f"{folder.name}.calibrating")
     first = processes is None or processes.first
-    with contextlib.ExitStack() as held:
-        refused = None
-        if first:
-            try:
-                held.enter_context(claimed(place, _KNOWN, "calibration", "another STATS"))
-            except FusionConfigError as error:
-                refused = str(error)
-        if processes is not None:
-            refused = processes.of_first(refused)  # all end, or those that are left wait for the first
-        if refused is not None:
-            raise FusionConfigError(refused)
+    claim = claimed if processes is None else processes.claimed
+    with claim(place, _KNOWN, "calibration", "another STATS"):
         try:
             yield place
         except BaseException:

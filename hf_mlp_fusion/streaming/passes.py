@@ -63,8 +63,10 @@ def reduce_stored(
     shards: Shards,
     work: StreamWork,
     device: str,
-) -> list[FFNReport]:
+) -> None:
     """Reduces the FFNs of a checkpoint one after another, the experts of a stack together, but for what is done.
+
+    Several processes share them: each FFN is reduced by one as if it were alone, so that all are what one makes.
 
     Args:
         stock: The model, on the meta device.
@@ -74,19 +76,16 @@ def reduce_stored(
         shards: Where they are written.
         work: Where it is noted.
         device: Where they are reduced.
-
-    Returns:
-        The entries of the receipt.
     """
-    todo = [item for group in groups for item in group]
-    with Progress(len(todo), "fusion", work=reduction_work(todo)) as progress:
-        for group in groups:
-            if group[0][0].entry not in work.done:
-                reports = _reduce(stock, stored, group, reduce_group, shards, device)
-                shards.sync()
-                work.note(group[0][0].entry, [asdict(report) for report in reports])
+    every = [item for group in groups for item in group]
+    mine = work.processes.share([group for group in groups if group[0][0].entry not in work.done])
+    with Progress(len(every), "fusion", work=reduction_work(every)) as progress:
+        progress.update(len(every) - sum(map(len, mine)))
+        for group in mine:
+            reports = _reduce(stock, stored, group, reduce_group, shards, device)
+            shards.sync()
+            work.note(group[0][0].entry, [asdict(report) for report in reports])
             progress.update(len(group))
-    return [FFNReport(**item) for group in groups for item in work.done[group[0][0].entry]]
 
 
 def _reduce(
@@ -121,13 +120,14 @@ def copy_tensors(stored: StoredModel, origins: Mapping[str, str], shards: Shards
         work: Where it is noted.
     """
     with Progress(len(shards.names), "copying", work=copying_work(shards)) as progress:
-        for file, names in shards.names.items():
-            if file not in work.done:
-                for name in names:
-                    if name in origins:
-                        shards.write(name, stored.pieces(origins[name]))
-                shards.sync()
-                work.note(file)
+        mine = work.processes.share([file for file in shards.names if file not in work.done])
+        progress.update(len(shards.names) - len(mine))
+        for file in mine:
+            for name in shards.names[file]:
+                if name in origins:
+                    shards.write(name, stored.pieces(origins[name]))
+            shards.sync()
+            work.note(file)
             progress.update(1)
 
 
