@@ -1,5 +1,6 @@
 """What is not imported: torch and transformers by light verbs, and anything at all before it is asked for."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,21 @@ def folders(tmp_path_factory):
 )
 def test_light_verbs_import_nothing_heavy(folders, command):
     assert run(_COMMAND, *command.split(), folder=folders).splitlines()[-1] == "imported: []"
+
+
+def test_a_report_that_has_nothing_to_draw_imports_nothing_that_draws(folders):
+    command = _COMMAND.replace("['torch',", "['matplotlib', 'numpy', 'torch',")
+    shutil.rmtree(folders / "compared" / "pictures", ignore_errors=True)
+    assert "'matplotlib'" in run(command, "report", "compared", folder=folders)
+    assert run(command, "report", "compared", folder=folders).splitlines()[-1] == "imported: []"
+
+
+def test_a_card_that_is_refused_waits_for_nothing(folders):
+    command = [sys.executable, "-c", _COMMAND, "card", "fused", "--license", "none-such"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folders)
+    assert "knows no licence" in done.stderr
+    assert "torch" not in done.stdout.splitlines()[-1]
+    assert "transformers" not in done.stdout.splitlines()[-1]
 
 
 def test_a_verb_that_loads_a_model_is_told_apart(folders):

@@ -151,6 +151,7 @@ def fuse(
     check_output_folder(out, overwrite=overwrite, source=model)
 
     if stream:
+        from ..data import Processes
         from ..streaming import fuse_checkpoint
 
         report = fuse_checkpoint(
@@ -163,6 +164,8 @@ def fuse(
             max_shard_size=max_shard_size or "5GB",
             overwrite=overwrite,
         )
+        if not Processes(device).first:
+            return
     else:
         from ..data import save_carrying
         from ..fusion import Statistics, check_smaller, fuse_model

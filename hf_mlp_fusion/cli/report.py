@@ -21,7 +21,10 @@ def report(
     ],
     as_json: Json = False,
 ) -> None:
-    """Write table, pictures and page anew from the finished rows of a comparison, also of one that was stopped."""
+    """Write table and page anew from the finished rows of a comparison, also of one that was stopped.
+
+    Pictures are drawn where rows came since they were.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name the --out folder of `hf-mlp-fusion compare`")
 

@@ -7,18 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-
 from ..errors import DataError
 from ..files import append_json, read_json
 from .row import Row
 
-if TYPE_CHECKING:  # reading results needs no torch
+if TYPE_CHECKING:  # reading results needs no torch, and rows alone no numpy
+    import numpy as np
+
     from ..measure import NTK
 
-__all__ = ["RESULTS_NAME", "add_row", "read_kernel", "read_rows", "write_kernel"]
+__all__ = ["RESULTS_NAME", "add_row", "has_kernel", "read_kernel", "read_rows", "write_kernel"]
 
 RESULTS_NAME = "results.jsonl"
 
@@ -58,6 +56,9 @@ def read_rows(folder: Path) -> list[Row]:
 
 def write_kernel(folder: Path, key: str, kernel: NTK) -> None:
     """Writes a kernel, whole or not at all."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
     path = _kernel_path(folder, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{key}.")
@@ -70,8 +71,16 @@ def write_kernel(folder: Path, key: str, kernel: NTK) -> None:
         raise
 
 
+def has_kernel(folder: Path, key: str) -> bool:
+    """Whether a kernel lies there; it may not be whole."""
+    return _kernel_path(folder, key).is_file()
+
+
 def read_kernel(folder: Path, key: str) -> dict[str, np.ndarray] | None:
     """Reads the blocks of a kernel back; None where there is none, or none that is whole."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     try:
         return load_file(_kernel_path(folder, key))
     except (OSError, SafetensorError):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import FusionConfigError
 from ..files import check_writable, write_text
-from .pictures import draw_clusters, draw_costs, draw_errors, draw_kernels, save
-from .results import RESULTS_NAME, read_kernel, read_rows
+from .results import RESULTS_NAME, has_kernel, read_kernel, read_rows
 from .row import Row
 from .table import columns, describe, latest_comparison, markdown_table, not_shown, title
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["PAGE_NAME", "check_comparison_folder", "write_report"]
 
@@ -73,33 +76,50 @@ def check_comparison_folder(folder: Path) -> None:
 
 
 def _draw(folder: Path, rows: list[Row]) -> list[tuple[str, Path]]:
-    """Draws what the rows have; returns captions and files."""
-    measured = [row for row in rows if row.refused is None]
-    figures = []
-    if by_ffn := [row for row in measured if row.output_errors]:
-        figures.append(
-            ("Output error by FFN, on the original's inputs", "output_error", draw_errors(by_ffn, kernel=False))
-        )
-    if by_ffn := [row for row in measured if row.ntk_errors]:
-        figures.append(("Error of the Adam NTK by FFN", "ntk_error", draw_errors(by_ffn, kernel=True)))
-    blocks = {row.method: kernel for row in measured if (kernel := read_kernel(folder, row.key))}
-    kernels = {method: np.sum(list(kernel.values()), axis=0) for method, kernel in blocks.items()}
-    original = kernels.pop("original", None)
-    few = {name: kernels[name] for name in _FEW_KERNELS if name in kernels} or kernels
-    if original is not None and few:
-        caption = "Adam NTK over the FFNs: a row and a column a sample, one colour scale"
-        figures.append((caption, "ntk", draw_kernels(original, few)))
-    if clustered := [row for row in measured if row.clusters]:
-        figures.append(("Cluster sizes, a line an FFN", "clusters", draw_clusters(clustered)))
-    figures.append(("Size and latency; the error bars span the quartiles", "costs", draw_costs(measured)))
-    place = folder / "pictures"
+    """Draws what the rows have, but for pictures that are younger than all rows; returns captions and files."""
+    place, rows_written = folder / "pictures", (folder / RESULTS_NAME).stat().st_mtime_ns
     place.mkdir(exist_ok=True)
     written = []
-    for caption, name, figure in figures:
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            save(figure, Path(temporary) / "picture.png")
-            written.append((caption, (Path(temporary) / "picture.png").replace(place / f"{name}.png")))
+    for caption, name, draw in _figures(folder, [row for row in rows if row.refused is None]):
+        path = place / f"{name}.png"
+        if not path.is_file() or path.stat().st_mtime_ns <= rows_written:
+            from . import pictures  # matplotlib takes a second, and reading results need not wait for it
+
+            figure = draw(pictures)
+            if figure is None:
+                continue
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                pictures.save(figure, Path(temporary) / "picture.png")
+                (Path(temporary) / "picture.png").replace(path)
+        written.append((caption, path))
     return written
+
+
+def _figures(folder: Path, rows: list[Row]) -> Iterator[tuple[str, str, Callable[[Any], Figure | None]]]:
+    """Caption and name of each picture, and what draws it."""
+    if by_ffn := [row for row in rows if row.output_errors]:
+        caption = "Output error by FFN, on the original's inputs"
+        yield caption, "output_error", lambda pictures: pictures.draw_errors(by_ffn, kernel=False)
+    if with_kernels := [row for row in rows if row.ntk_errors]:
+        caption = "Error of the Adam NTK by FFN"
+        yield caption, "ntk_error", lambda pictures: pictures.draw_errors(with_kernels, kernel=True)
+    if any(has_kernel(folder, row.key) for row in rows):
+        caption = "Adam NTK over the FFNs: a row and a column a sample, one colour scale"
+        yield caption, "ntk", lambda pictures: _kernels(folder, rows, pictures)
+    if clustered := [row for row in rows if row.clusters]:
+        yield "Cluster sizes, a line an FFN", "clusters", lambda pictures: pictures.draw_clusters(clustered)
+    caption = "Size and latency; the error bars span the quartiles"
+    yield caption, "costs", lambda pictures: pictures.draw_costs(rows)
+
+
+def _kernels(folder: Path, rows: list[Row], pictures: Any) -> Figure | None:
+    """Kernels beside the original's; None where there is none of it, or none besides."""
+    blocks = {row.method: kernel for row in rows if (kernel := read_kernel(folder, row.key))}
+    kernels: dict[str, Any] = {method: sum(kernel.values()) for method, kernel in blocks.items()}
+    original = kernels.pop("original", None)
+    few = {name: kernels[name] for name in _FEW_KERNELS if name in kernels} or kernels
+    figure: Figure | None = pictures.draw_kernels(original, few) if original is not None and few else None
+    return figure
 
 
 def _page(rows: list[Row], command: str, pictures: list[tuple[str, Path]], others: list[str]) -> str:

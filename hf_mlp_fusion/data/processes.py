@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
+
+from ..errors import FusionConfigError
+from ..files import claimed
 
 __all__ = ["Processes"]
 
@@ -68,6 +73,31 @@ class Processes:
     def of_first(self, item: Any) -> Any:
         """What the first process has."""
         return item if self._state is None else broadcast_object_list([item])[0]
+
+    @contextlib.contextmanager
+    def claimed(self, place: Path, known: Collection[str], what: str, another: str) -> Iterator[None]:
+        """Holds a folder of work, which all see, for this run, as `hf_mlp_fusion.files.claimed` does for a process.
+
+        Args:
+            place: The folder.
+            known: As there.
+            what: As there.
+            another: As there.
+
+        Raises:
+            FusionConfigError: As there, in all processes.
+        """
+        with contextlib.ExitStack() as held:
+            refused = None
+            if self.first:
+                try:
+                    held.enter_context(claimed(place, known, what, another))
+                except FusionConfigError as error:
+                    refused = str(error)
+            refused = self.of_first(refused)  # all end, or those that are left wait for the first
+            if refused is not None:
+                raise FusionConfigError(refused)
+            yield
 
     def wait(self) -> None:
         """Waits for all."""

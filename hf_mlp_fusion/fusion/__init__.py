@@ -7,9 +7,10 @@ from .calibrate import calibrate_model
 from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows
 from .checks import check_finite, check_reducible, check_whole
 from .driver import LayerReducer, Method, build_smaller, reduce_ffns, reduction_work
+from .foresight import reduction_bytes
 from .fuse import cost_of_no_data, few_tokens, fuse_model
 from .kernel_size import calibrate_ntk
-from .layer_fuser import LayerFuser
+from .layer_fuser import LayerFuser, moment_bytes
 from .offloaded import calibrate_checkpoint
 from .plan import check_smaller, plan_fusion
 from .receipts import ReducedFFN, Size, ffn_report, ffn_width, receipt, source_of
@@ -41,10 +42,12 @@ __all__ = [
     "ffn_width",
     "first_rows",
     "fuse_model",
+    "moment_bytes",
     "plan_fusion",
     "receipt",
     "recipe_for",
     "reduce_ffns",
+    "reduction_bytes",
     "reduction_work",
     "source_of",
 ]

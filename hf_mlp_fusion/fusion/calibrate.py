@@ -33,6 +33,7 @@ from .receipts import source_of
 from .statistics import FFNStatistics, Statistics
 from .statistics_header import Header, token_hash
 from .watching import KeptTokens, Running, watch_moments
+from .work import open_work
 
 __all__ = ["StatisticsSums", "begin", "calibrate_model", "write_moments"]
 
@@ -62,7 +63,7 @@ def calibrate_model(
         themselves, bit for bit, if those moments fit into memory at once.
 
     Raises:
-        FusionConfigError: The folder holds something else.
+        FusionConfigError: The folder holds something else, or another run is at work on it.
         UnsupportedModelError: As `fuse_model`.
         DataError: As `fuse_model`.
         MemoryLimitError: As `fuse_model`.
@@ -70,21 +71,22 @@ def calibrate_model(
     check_reducible(model)
     check_choice("metric", metric, METRICS)
     batches = calibration_batches(model, calibration, tokenizer)
-    statistics = begin(model, Path(folder), batches, metric, seed)
-    rows, held_out = hold_out(batches)
-    ffns = [ffn for ffn in find_ffns(model) if ffn.name not in statistics.header.ffns]
-    work = moments_work(model, ffns, batches) if ffns else 0.0
-    wanted = statistics.header.metric == "loss" and not statistics.header.whole
-    work += metric_work(model, rows) if wanted else 0.0
-    with progress_over(work, "Calibrating"):
-        for some in _fitting(model, ffns):
-            write_moments(model, some, rows, held_out, statistics)
-        if wanted:
-            everything = list(find_ffns(model))
-            factors = loss_metrics(model, everything, rows, statistics.header.seed)
-            for ffn in {metric_place(ffn): ffn for ffn in everything}.values():
-                statistics.write_metric(metric_place(ffn), factors.get(ffn.name))
-    statistics.done([], whole=True)
+    with open_work(Path(folder)):
+        statistics = begin(model, Path(folder), batches, metric, seed)
+        rows, held_out = hold_out(batches)
+        ffns = [ffn for ffn in find_ffns(model) if ffn.name not in statistics.header.ffns]
+        work = moments_work(model, ffns, batches) if ffns else 0.0
+        wanted = statistics.header.metric == "loss" and not statistics.header.whole
+        work += metric_work(model, rows) if wanted else 0.0
+        with progress_over(work, "Calibrating"):
+            for some in _fitting(model, ffns):
+                write_moments(model, some, rows, held_out, statistics)
+            if wanted:
+                everything = list(find_ffns(model))
+                factors = loss_metrics(model, everything, rows, statistics.header.seed)
+                for ffn in {metric_place(ffn): ffn for ffn in everything}.values():
+                    statistics.write_metric(metric_place(ffn), factors.get(ffn.name))
+        statistics.done([], whole=True)
     return statistics
 
 

@@ -17,9 +17,7 @@ from .driver import reduction_work
 from .layer_fuser import moment_bytes
 from .loss_metric import metric_bytes, metric_rows, metric_work
 
-__all__ = ["check_memory", "fusion_work"]
-
-_SELECTION_COPIES = 4  # of an FFN's Gram matrix, while units are chosen: the damped one, its factor, inverse, updates
+__all__ = ["check_memory", "fusion_work", "reduction_bytes"]
 
 
 def check_memory(
@@ -29,6 +27,7 @@ def check_memory(
     batches: Sequence[Batch],
     samples: Sequence[Batch],
     *,
+    statistics: bool,
     inplace: bool,
 ) -> None:
     """Checks that there is the memory that a calibrated fusion takes at least, its batches cut as far as they may be.
@@ -39,23 +38,27 @@ def check_memory(
         config: The recipe, resolved.
         batches: Calibration data, where the recipe refits.
         samples: Rows on which kernels are matched, where they are.
+        statistics: Whether moments come from files instead.
         inplace: Whether the model's tensors are taken over.
 
     Raises:
         MemoryLimitError: There is not.
     """
     stages = {}
-    if batches:
-        moments = [
+    if batches or statistics:
+        moments = max(
             sum(moment_bytes(ffn, width if config.selection == "clusters" else ffn.width) for ffn, width in layer)
             for _, layer in itertools.groupby(todo, key=lambda item: (item[0].stack, item[0].layer))
-        ]
-        selection = _SELECTION_COPIES * max(8 * ffn.width**2 for ffn, _ in todo)
+        )
+        selection = max(reduction_bytes(ffn, width, config, calibrated=True) for ffn, width in todo)
+    if batches:
         row = row_bytes(model, max(map(longest_input, batches)))
-        stages["shorter calibration rows need less"] = 2 * max(moments) + max(selection, row)
+        stages["shorter calibration rows need less"] = 2 * moments + max(selection, row)
         if config.metric == "loss":
             longest = row_bytes(model, max(map(longest_input, metric_rows(batches))), gradients=True)
             stages["metric='output' needs less"] = metric_bytes(ffn for ffn, _ in todo) + longest
+    elif statistics:
+        stages["fuse --stream needs less"] = moments + selection
     if samples:
         widest = max(ffn.width + max(ffn.hidden_size, ffn.output_size) for ffn, _ in todo)
         stages["ntk='none' needs less"] = kernel_bytes(model, samples, widest)
@@ -65,6 +68,25 @@ def check_memory(
     copy = 0 if inplace else model_bytes(model)
     more = "" if inplace else ", inplace=True a copy of the model less"
     check_room(copy + stage, model.device, "this fusion", f"{mend}{more}")
+
+
+def reduction_bytes(ffn: FFN, width: int, config: FusionConfig, *, calibrated: bool) -> int:
+    """Memory that choosing the units of an FFN takes, beside its weights and its moments.
+
+    Args:
+        ffn: The FFN; its weights need not be in memory.
+        width: Units to keep.
+        config: The recipe, resolved.
+        calibrated: Whether there are moments.
+    """
+    if calibrated and config.selection != "clusters":  # what is eliminated from, and the refitted output weights
+        return 16 * ffn.width**2 + 8 * ffn.width * ffn.output_size
+    size = ffn.read().unit_size
+    vectors, centroids = 4 * ffn.width * size, 4 * width * size
+    if config.clustering == "kmeans":
+        return vectors + 3 * centroids
+    distances = 4 * ffn.width**2  # each once in float64; scipy makes a copy
+    return max(2 * distances, vectors + distances, vectors + 2 * centroids)
 
 
 def fusion_work(

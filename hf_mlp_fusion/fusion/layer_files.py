@@ -14,7 +14,10 @@ from torch import Tensor
 from ..data import Batch
 from ..files import read_object, whole_file, write_text
 
-__all__ = ["LayerFiles"]
+__all__ = ["STATE", "LayerFiles"]
+
+STATE = "state.json"
+"""The file that says how many layers are done."""
 
 Piece = tuple[str, Batch]
 """A batch, and what it is called."""
@@ -29,7 +32,7 @@ class LayerFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._state = folder / "state.json"
+        self._state = folder / STATE
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -38,11 +41,11 @@ class LayerFiles:
         return int(read_object(self._state)["layer"]) if self._state.is_file() else 0
 
     def clear(self) -> None:
-        """Removes what another calibration has left; weights, which are read from here, stay."""
+        """Removes what another calibration has left; weights, which are read from here, and the lock stay."""
         for path in self.folder.iterdir():
             if path.is_dir() and not path.name.startswith("weights"):
                 shutil.rmtree(path)
-            elif path.is_file():
+            elif path.suffix in (".json", ".safetensors"):
                 path.unlink()
 
     def step(self, layer: int) -> None:

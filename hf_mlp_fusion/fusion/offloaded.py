@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..data import (
-    Batch,
-    Processes,
-    plain_context,
-)
+from ..data import Batch, Processes, plain_context
 from ..errors import UnsupportedModelError, check_choice
 from ..modeling.find import find_ffns
 from ..modeling.loading import stored_bytes
@@ -26,6 +21,7 @@ from .calibration import calibration_batches, hold_out
 from .layer_by_layer import LayerByLayer
 from .layer_chain import NotAChainError
 from .statistics import Statistics
+from .work import open_work
 
 __all__ = ["calibrate_checkpoint"]
 
@@ -68,21 +64,21 @@ def calibrate_checkpoint(
     """
     check_choice("metric", metric, METRICS)
     folder = Path(folder).expanduser().absolute()
-    work = folder.with_name(f"{folder.name}.calibrating")
-
     processes = Processes(device)
+    with open_work(folder, processes) as work:
 
-    def load() -> PreTrainedModel:
-        weights = work / f"weights.{processes.number}"
-        return load_offloaded_model(name_or_path, weights, dtype=dtype, device=str(processes.device))
+        def load() -> PreTrainedModel:
+            weights = work / f"weights.{processes.number}"
+            return load_offloaded_model(name_or_path, weights, dtype=dtype, device=str(processes.device))
 
-    model = load()
-    batches = calibration_batches(model, calibration, tokenizer)
-    if processes.first:
-        begin(model, folder, batches, metric, seed)
-    processes.wait()
-    statistics = begin(model, folder, batches, metric, seed)
-    if not statistics.header.whole:
+        model = load()
+        batches = calibration_batches(model, calibration, tokenizer)
+        if processes.first:
+            begin(model, folder, batches, metric, seed)
+        processes.wait()
+        statistics = begin(model, folder, batches, metric, seed)
+        if statistics.header.whole:
+            return statistics
         layers = chained_layers(model)
         try:
             if not layers:
@@ -103,8 +99,6 @@ def calibrate_checkpoint(
             _by_whole_forwards(load(), batches, statistics)
         if processes.first:
             statistics.done([], whole=True)
-        processes.wait()
-    shutil.rmtree(work, ignore_errors=True)
     return statistics
 
 

@@ -12,7 +12,6 @@ from functools import cached_property
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..families.compat import pipeline_tag
 from ..recipe import REPORT_NAME, FusionConfig, FusionReport
 from .measured import Measured
 from .saved import MODEL_TAG, SavedModel, saved_architecture
@@ -77,6 +76,8 @@ class FusionCard:
         several, and a quantized model has the base's weights in fewer bits, which tools act upon. A fused model stands
         alone and has other weights, many of them fitted to data; and it is there to be fine-tuned.
         """
+        from ..families.compat import pipeline_tag  # transformers takes seconds: not where there is no card to be
+
         tag = pipeline_tag(self.architecture.removeprefix("Fused"))
         results = [*self._calibration_results(tag), *(item.to_eval_result() for item in self.measured)]
         return ModelCardData(

@@ -11,9 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import transformers
-
-from ..families.compat import auto_models_of
 from ..files import read_object, write_text
 from .saved import saved_architecture, saved_family
 
@@ -93,6 +90,10 @@ def auto_classes(config: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         BrokenCheckpointError: Its `model_type` is unknown.
     """
+    import transformers  # the rest of this file needs none of it
+
+    from ..families.compat import auto_models_of
+
     stock_config = getattr(transformers, saved_family(config).config_class)
     return {auto.__name__: f"Fused{stock.__name__}" for auto, stock in auto_models_of(stock_config)}
 

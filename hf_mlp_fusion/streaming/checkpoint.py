@@ -16,9 +16,9 @@ import transformers
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .. import __version__
-from ..data import LANGUAGE_OBJECTIVES, objective_of, plain_context, progress_over, save_carrying
+from ..data import LANGUAGE_OBJECTIVES, Processes, objective_of, plain_context, progress_over, save_carrying
 from ..errors import FusionWarning
-from ..files import check_disk, check_output_folder, output_folder
+from ..files import check_disk, check_output_folder, check_room, output_folder
 from ..fusion import (
     LayerFuser,
     ReducedFFN,
@@ -39,8 +39,8 @@ from ..modeling.ffn import FFN
 from ..modeling.find import by_entry
 from ..modeling.forms import ReducedWeights
 from ..modeling.loading import load_stock_model
-from ..recipe import FusionConfig, FusionReport, FusionSection, check_recipe
-from .passes import copy_tensors, copying_work, parameters_of, reduce_stored
+from ..recipe import FFNReport, FusionConfig, FusionReport, FusionSection, check_recipe
+from .passes import copy_tensors, copying_work, group_bytes, parameters_of, reduce_stored
 from .shards import Shards, saved_tensors
 from .stored import StoredModel
 from .twin import fused_twin, origins_of, scales_of, tie_as_stored
@@ -64,7 +64,8 @@ def fuse_checkpoint(
     """Fuses a checkpoint FFN by FFN, and writes what `fuse_model(...).save_pretrained(out)` would.
 
     In memory there is one FFN (or stack of experts) and what becomes of it, never the model. What is stopped, however,
-    goes on where it was when it is called again: until it is done, that lies in `OUT.streaming`.
+    goes on where it was when it is called again: until it is done, that lies in `OUT.streaming`. The processes of
+    `accelerate launch` share the FFNs, and make together, byte for byte, what one makes.
 
     Args:
         source: Folder or Hub id of a stock model.
@@ -87,6 +88,7 @@ def fuse_checkpoint(
             cannot be read a part at a time.
         BrokenCheckpointError: Its files or the statistics are broken, lack weights, or are of another model.
         DiskLimitError: The disk has less room than the result takes.
+        MemoryLimitError: The machine has less memory than the largest FFN takes.
 
     Warns:
         FusionWarning: As `fuse_model`.
@@ -96,7 +98,7 @@ def fuse_checkpoint(
         >>> from hf_mlp_fusion.streaming import fuse_checkpoint
         >>> fuse_checkpoint("model", "out", FusionConfig(width=0.25))  # doctest: +SKIP
     """
-    out, started = Path(out), time.perf_counter()
+    out, started, processes = Path(out), time.perf_counter(), Processes(device)
     check_recipe(config)
     check_output_folder(out, overwrite=overwrite, source=source)
     stock = load_stock_model(source, dtype=dtype, device="meta")
@@ -128,11 +130,14 @@ def fuse_checkpoint(
         return LayerFuser(stock, group, each, moments)(group)  # one for each: it looks ahead as far as it may
 
     groups = [[(ffn, widths[ffn.name]) for ffn in group] for group in by_entry(ffns)]
+    needed = max(group_bytes(stored, group, config, calibrated=known is not None) for group in groups)
+    mend = "take a machine with more" + (", or leave the statistics out" if known is not None else "")
+    check_room(needed, processes.device, "the largest FFN", mend)
     fused: Any = fused_twin(stock, [item for group in groups for item in group], config)
     saved = saved_tensors(fused)
     origins = origins_of(fused, saved, stored, [name for group in groups for name in parameters_of(group)])
     before = Size.of(stock)
-    with open_work(work_place(out)) as work:
+    with open_work(work_place(out), processes) as work:
         work.begin(
             {
                 "source": source,
@@ -146,20 +151,24 @@ def fuse_checkpoint(
             }
         )
         shards = Shards(work.folder, saved, max_shard_size)
-        if not shards.are_there:
+        if processes.of_first(not shards.are_there):
             work.forget()
         check_disk(shards.missing_bytes, out, f"fusing {source}")
         with shards, progress_over(reduction_work(plan.widths) + copying_work(shards), "Fusing"):
             for name, tensor in scales_of(fused).items():
                 shards.write(name, [tensor])
-            reports = reduce_stored(stock, stored, groups, reduce_group, shards, work, device)
+            reduce_stored(stock, stored, groups, reduce_group, shards, work, str(processes.device))
             copy_tensors(stored, origins, shards, work)
+            work.read()
+        reports = [FFNReport(**item) for group in groups for item in work.done[group[0][0].entry]]
         section = FusionSection.from_dict(fused.config.mlp_fusion)
         report = receipt(fused, section, plan, reports, before, time.perf_counter() - started)
         for message in [] if known is None else few_tokens(report, ffns):
             warnings.warn(message, FusionWarning, stacklevel=3)
             report.warnings.append(message)
         fused.fusion_report = report
+        if not processes.first:
+            return report
         with output_folder(out, overwrite=overwrite) as folder:
             save_carrying(fused, source, folder, state_dict={})
             (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)  # an empty one

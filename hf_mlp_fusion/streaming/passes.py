@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data import Progress
-from ..fusion import LayerReducer, check_finite, ffn_report, reduction_work
+from ..fusion import LayerReducer, check_finite, ffn_report, moment_bytes, reduction_bytes, reduction_work
 from ..modeling.ffn import FFN
 from ..modeling.forms import FORMS
-from ..recipe import FFNReport
+from ..recipe import FFNReport, FusionConfig
 from .shards import Shards
 from .stored import StoredModel
 from .twin import FORM
 from .work import StreamWork
 
-__all__ = ["copy_tensors", "copying_work", "parameters_of", "reduce_stored"]
+__all__ = ["copy_tensors", "copying_work", "group_bytes", "parameters_of", "reduce_stored"]
 
 _COPYING = 100.0  # operations of a forward that take as long as a byte that is copied
 
@@ -32,6 +32,22 @@ def parameters_of(group: Sequence[tuple[FFN, int]]) -> list[str]:
         group: The FFN, or the experts, each with the units to keep.
     """
     return [*dict.fromkeys(name for ffn, _ in group for name in ffn.parameter_names())]
+
+
+def group_bytes(
+    stored: StoredModel, group: Sequence[tuple[FFN, int]], config: FusionConfig, *, calibrated: bool
+) -> int:
+    """Memory that reducing an FFN, or a stack of experts, takes: its weights, its moments, and what is made of them.
+
+    Args:
+        stored: The checkpoint.
+        group: The FFN, or the experts, each with the units to keep.
+        config: The recipe, resolved.
+        calibrated: Whether there are statistics.
+    """
+    weights = sum(stored.wanted[name].nbytes for name in parameters_of(group))
+    moments = sum(moment_bytes(ffn, ffn.width) for ffn, _ in group) if calibrated else 0
+    return weights + moments + max(reduction_bytes(ffn, width, config, calibrated=calibrated) for ffn, width in group)
 
 
 def copying_work(shards: Shards) -> float:
@@ -47,8 +63,10 @@ def reduce_stored(
     shards: Shards,
     work: StreamWork,
     device: str,
-) -> list[FFNReport]:
+) -> None:
     """Reduces the FFNs of a checkpoint one after another, the experts of a stack together, but for what is done.
+
+    Several processes share them: each FFN is reduced by one as if it were alone, so that all are what one makes.
 
     Args:
         stock: The model, on the meta device.
@@ -58,19 +76,16 @@ def reduce_stored(
         shards: Where they are written.
         work: Where it is noted.
         device: Where they are reduced.
-
-    Returns:
-        The entries of the receipt.
     """
-    todo = [item for group in groups for item in group]
-    with Progress(len(todo), "fusion", work=reduction_work(todo)) as progress:
-        for group in groups:
-            if group[0][0].entry not in work.done:
-                reports = _reduce(stock, stored, group, reduce_group, shards, device)
-                shards.sync()
-                work.note(group[0][0].entry, [asdict(report) for report in reports])
+    every = [item for group in groups for item in group]
+    mine = work.processes.share([group for group in groups if group[0][0].entry not in work.done])
+    with Progress(len(every), "fusion", work=reduction_work(every)) as progress:
+        progress.update(len(every) - sum(map(len, mine)))
+        for group in mine:
+            reports = _reduce(stock, stored, group, reduce_group, shards, device)
+            shards.sync()
+            work.note(group[0][0].entry, [asdict(report) for report in reports])
             progress.update(len(group))
-    return [FFNReport(**item) for group in groups for item in work.done[group[0][0].entry]]
 
 
 def _reduce(
@@ -105,13 +120,14 @@ def copy_tensors(stored: StoredModel, origins: Mapping[str, str], shards: Shards
         work: Where it is noted.
     """
     with Progress(len(shards.names), "copying", work=copying_work(shards)) as progress:
-        for file, names in shards.names.items():
-            if file not in work.done:
-                for name in names:
-                    if name in origins:
-                        shards.write(name, stored.pieces(origins[name]))
-                shards.sync()
-                work.note(file)
+        mine = work.processes.share([file for file in shards.names if file not in work.done])
+        progress.update(len(shards.names) - len(mine))
+        for file in mine:
+            for name in shards.names[file]:
+                if name in origins:
+                    shards.write(name, stored.pieces(origins[name]))
+            shards.sync()
+            work.note(file)
             progress.update(1)
 
 

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..data import Processes
 from ..errors import FusionError
-from ..files import append_json, check_same_run, claimed, read_json, read_object, write_text
+from ..files import append_json, check_same_run, read_json, read_object, write_text
 from ..hub import StoredTensor
 
 __all__ = ["StreamWork", "fingerprint", "open_work", "work_place"]
 
-_RUN, _DONE = "run.json", "done.jsonl"
+_RUN, _DONE = "run.json", "done*.jsonl"
 
 
 class StreamWork:
@@ -24,10 +25,12 @@ class StreamWork:
 
     Args:
         folder: The folder; it exists.
+        processes: Those that do the work. Each has a list of its own of what it has done.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        self.folder, self.processes = folder, processes
+        self._own = folder / ("done.jsonl" if processes.first else f"done.{processes.number}.jsonl")
         self.done: dict[str, Any] = {}
         """What is noted of each thing that is done."""
 
@@ -41,15 +44,26 @@ class StreamWork:
             FusionConfigError: It is of another run.
         """
         path = self.folder / _RUN
-        if not path.is_file():
+        if self.processes.first and not path.is_file():
             write_text(path, json.dumps(run))
+        self.processes.wait()
         check_same_run(self.folder, read_object(path), run, "fusion")
-        self.done = {line["name"]: line["value"] for line in read_json(self.folder / _DONE)}
+        self.read()
+
+    def read(self) -> None:
+        """Reads what all processes have done so far, none of which goes on before all have read."""
+        self.processes.wait()
+        lines = (line for path in sorted(self.folder.glob(_DONE)) for line in read_json(path))
+        self.done = {line["name"]: line["value"] for line in lines}
+        self.processes.wait()
 
     def forget(self) -> None:
         """Forgets what is done: it is to be done again."""
-        (self.folder / _DONE).unlink(missing_ok=True)
+        if self.processes.first:
+            for path in self.folder.glob(_DONE):
+                path.unlink()
         self.done.clear()
+        self.processes.wait()
 
     def note(self, name: str, value: Any = None) -> None:
         """Notes that something is done.
@@ -58,7 +72,7 @@ class StreamWork:
             name: What.
             value: What is to be known of it afterwards.
         """
-        append_json(self.folder / _DONE, {"name": name, "value": value})
+        append_json(self._own, {"name": name, "value": value})
         self.done[name] = value
 
 
@@ -73,11 +87,12 @@ def work_place(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def open_work(place: Path) -> Iterator[StreamWork]:
+def open_work(place: Path, processes: Processes) -> Iterator[StreamWork]:
     """Opens a folder of work for one run at a time, and makes it where it is not there.
 
     Args:
         place: The folder.
+        processes: Those of the run.
 
     Yields:
         It. Where nothing was noted yet, it is gone after an error; where all is done, it is gone at the end.
@@ -85,23 +100,24 @@ def open_work(place: Path) -> Iterator[StreamWork]:
     Raises:
         FusionConfigError: Another run is at work in it, or it holds something else.
     """
-    with claimed(place, (_RUN,), "fusion", "another OUT"):
-        work = StreamWork(place)
+    with processes.claimed(place, (_RUN,), "fusion", "another OUT"):
+        work = StreamWork(place, processes)
         try:
             yield work
-            _clear(work)
         except FusionError:
-            if not work.done and not any(read_json(place / _DONE)):
-                _clear(work)
+            if processes.first and not work.done and not any(any(read_json(path)) for path in place.glob(_DONE)):
+                _clear(place)
             raise
+        processes.wait()
+        if processes.first:
+            _clear(place)
 
 
-def _clear(work: StreamWork) -> None:
+def _clear(place: Path) -> None:
     """Deletes a folder of work in an order that leaves nothing to be misread, wherever it is stopped."""
-    work.forget()
-    for path in work.folder.glob("*.safetensors"):
+    for path in (*place.glob(_DONE), *place.glob("*.safetensors")):
         path.unlink()
-    shutil.rmtree(work.folder, ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def fingerprint(stored: Iterable[StoredTensor]) -> str:

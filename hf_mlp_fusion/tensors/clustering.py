@@ -99,7 +99,8 @@ def kmeans(features: torch.Tensor, k: int, seed: int = 0) -> np.ndarray:
     """k-means (k-means++ start, Lloyd's algorithm), the clustering of the paper.
 
     Args:
-        features: Vectors, shape `[n, f]`.
+        features: Vectors, shape `[n, f]`. Where they are float32 and on the CPU, they are centred meanwhile in their
+            own memory, and are the same but for rounding afterwards.
         k: Number of clusters, 1 to n.
         seed: Seed of the start.
 
@@ -117,7 +118,8 @@ def kmeans(features: torch.Tensor, k: int, seed: int = 0) -> np.ndarray:
     with threadpool_limits(1), warnings.catch_warnings():
         # Fewer distinct vectors than clusters: mended below.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        labels = KMeans(k, random_state=seed, n_init=1).fit(features.float().cpu().numpy()).labels_.astype(np.int64)
+        means = KMeans(k, random_state=seed, n_init=1, copy_x=False)  # a copy may be gigabytes
+        labels = means.fit(features.float().cpu().numpy()).labels_.astype(np.int64)
     counts = np.bincount(labels, minlength=k)
     for empty in np.flatnonzero(counts == 0):
         moved = np.flatnonzero(labels == counts.argmax())[-1]

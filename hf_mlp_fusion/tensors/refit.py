@@ -28,12 +28,16 @@ def cholesky(gram: Tensor, ridge: float = RIDGE) -> Tensor:
         ValueError: It is not finite.
     """
     gram = gram.double()
-    symmetric = (gram + gram.T) / 2
+    # Nothing besides what goes in, this and the factor: a Gram matrix may be gigabytes.
+    symmetric = (gram + gram.T).div_(2)
     numbers = torch.finfo(torch.float64)
-    least = (numbers.eps * symmetric.abs().max()).clamp(min=numbers.tiny / numbers.eps)
-    raised = torch.maximum(ridge * symmetric.diagonal().mean(), least)
+    largest = torch.stack(symmetric.aminmax()).abs().max()
+    least = (numbers.eps * largest).clamp(min=numbers.tiny / numbers.eps)
+    diagonal = symmetric.diagonal().clone()
+    raised = torch.maximum(ridge * diagonal.mean(), least)
     while raised.isfinite():
-        factor, failed = torch.linalg.cholesky_ex(symmetric + torch.diag(raised.expand(len(symmetric))))
+        symmetric.diagonal().copy_(diagonal + raised)
+        factor, failed = torch.linalg.cholesky_ex(symmetric)
         if not failed:
             return factor
         raised = 10 * raised

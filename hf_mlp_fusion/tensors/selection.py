@@ -54,7 +54,8 @@ def eliminate(
 
     What is updated is K and S = W G Wᵀ: dropping unit u takes k kᵀ from K and k qᵀ + q kᵀ from S, where
     k = K_u / √K_uu and q = S_u / √K_uu - k S_uu / 2 K_uu. So a drop costs nothing that grows with the size of the
-    output, and FFNs of one width go through it together.
+    output, and FFNs of one width go through it together. In memory are K, S and, in the beginning, one `[I, d]` of an
+    FFN: 16 I² bytes for each FFN, besides its moments.
 
     Args:
         moments: Of all I units of each FFN; I is the same for all, and so is the device.
@@ -66,15 +67,14 @@ def eliminate(
     Returns:
         Of each FFN how it went.
     """
-    gram_inverse, error = [], []
-    for item, factor in zip(moments, metrics or [None] * len(moments), strict=True):
-        gram_inverse.append(torch.cholesky_inverse(cholesky(item.gram, ridge)))
-        weight = gram_inverse[-1] @ item.cross
+    count, width = len(moments), moments[0].width
+    inverse, squares = moments[0].gram.new_empty(2, count, width, width, dtype=torch.float64)
+    for number, (item, factor) in enumerate(zip(moments, metrics or [None] * count, strict=True)):
+        torch.cholesky_inverse(cholesky(item.gram, ridge), out=inverse[number].mT)  # in columns, or it makes a copy
+        weight = inverse[number] @ item.cross
         weight = weight if factor is None else weight @ factor.to(weight)
-        error.append(weight @ weight.T)
-    inverse, squares = torch.stack(gram_inverse), torch.stack(error)
-    del gram_inverse, error
-    count, width = inverse.shape[:2]
+        torch.mm(weight, weight.T, out=squares[number])
+        del weight
     every = torch.arange(count, device=inverse.device)
     units = torch.arange(width, device=inverse.device).repeat(count, 1)  # that the rows are of
     gone = torch.zeros_like(units, dtype=torch.bool)
@@ -113,13 +113,21 @@ def eliminate(
 
 
 def _among(matrices: Tensor, rows: Tensor) -> Tensor:
-    """Some rows and columns of matrices, of each its own.
+    """Some rows and columns of matrices, of each its own, in the memory of the matrices, which are lost.
 
     Args:
-        matrices: `[count, n, n]`.
-        rows: `[count, m]`.
+        matrices: `[count, n, n]`, contiguous.
+        rows: `[count, m]`, ascending.
     """
-    return torch.stack([matrix[chosen][:, chosen] for matrix, chosen in zip(matrices, rows, strict=True)])
+    count, size = rows.shape
+    packed = matrices.view(-1)[: count * size**2].view(count, size, size)
+    # What is written never reaches what is still to be read: row i of the new ones comes from row i of the old or a
+    # later one, and they are longer.
+    for matrix, into, chosen in zip(matrices, packed, rows, strict=True):
+        for start in range(0, size, _BLOCK):
+            some = chosen[start : start + _BLOCK]
+            into[start : start + _BLOCK] = matrix[some][:, chosen]
+    return packed
 
 
 def assign_units(moments: Moments, kept: Tensor) -> np.ndarray:

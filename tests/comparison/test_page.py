@@ -92,6 +92,19 @@ def test_a_ratio_stands_beside_the_two_times_that_it_is_of():
     assert cells["step, faster"] == "1.06 ×, within the spread"
 
 
+def test_pictures_that_are_younger_than_the_rows_are_not_drawn_again(folder):
+    write_report(folder)
+    times = {path: path.stat().st_mtime_ns for path in (folder / "pictures").iterdir()}
+    (folder / "pictures" / "costs.png").unlink()
+    write_report(folder)
+    again = {path: path.stat().st_mtime_ns for path in (folder / "pictures").iterdir()}
+    assert again.keys() == times.keys()
+    assert [path.name for path in times if again[path] != times[path]] == ["costs.png"]
+    add_row(folder, row("svd", seconds=2.0, output_errors=dict.fromkeys(NAMES, 0.3)))
+    write_report(folder)
+    assert all(path.stat().st_mtime_ns > again[path] for path in again if path.name != "ntk_error.png")
+
+
 def test_report_alone_keeps_the_command(folder):
     write_report(folder, "the command")
     write_report(folder)

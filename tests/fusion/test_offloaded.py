@@ -17,7 +17,7 @@ from tiny_batches import batches
 
 from hf_mlp_fusion.errors import DataError, DiskLimitError, FusionError
 from hf_mlp_fusion.families import FAMILIES
-from hf_mlp_fusion.fusion import calibrate_checkpoint, calibrate_model
+from hf_mlp_fusion.fusion import calibrate_checkpoint, calibrate_model, statistics
 from hf_mlp_fusion.fusion.layer_chain import LayerChain, NotAChainError
 
 
@@ -152,6 +152,45 @@ def test_nan_is_told_as_what_it_is(tmp_path):
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(DataError, match=r"h\.2\.mlp computes NaN or infinity on calibration batch 1"):
         calibrate_checkpoint(str(tmp_path / "model"), tmp_path / "found", batches(model))
+
+
+@pytest.mark.parametrize("second", ["plain", "offloaded"])
+@pytest.mark.parametrize("first", ["plain", "offloaded"])
+def test_two_runs_do_not_write_to_one_place(first, second, tmp_path, monkeypatch):
+    model = tiny_model("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    data, refused = batches(model), []
+
+    def run(kind):
+        source, calibrate = (
+            (model, calibrate_model) if kind == "plain" else (str(tmp_path / "model"), calibrate_checkpoint)
+        )
+        return calibrate(source, tmp_path / "found", data)
+
+    write = statistics.Statistics.write
+
+    def nested(*arguments):
+        with pytest.raises(FusionError, match=r"another run is at work in .*: wait for it, or name another STATS"):
+            run(second)
+        refused.append(second)
+        return write(*arguments)
+
+    monkeypatch.setattr(statistics.Statistics, "write", nested)
+    assert run(first).header.whole
+    assert len(refused) == 3  # at each FFN, also after it was refused before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("found")] == ["found"]
+    assert run(first).header.whole  # nobody holds it any more
+
+
+def test_a_folder_of_work_with_other_things_in_it_is_refused(tmp_path):
+    place = tmp_path / "found.calibrating"
+    place.mkdir()
+    (place / "letter.txt").write_text("dear")
+    with pytest.raises(
+        FusionError, match=r"found.calibrating is not empty, and holds no calibration: name another STATS"
+    ):
+        calibrate_model(tiny_model("gpt2"), tmp_path / "found", batches(tiny_model("gpt2")))
+    assert (place / "letter.txt").read_text() == "dear"
 
 
 def test_other_things_in_the_folder_are_refused(tmp_path):
