@@ -1,4 +1,4 @@
-"""ONNX graphs of the kinds of model that there are: what each takes, and that the graph computes what the model does."""
+"""ONNX graphs of each kind of model: what it takes, and that the graph computes what the model does."""
 
 import pytest
 import torch
