@@ -150,6 +150,8 @@ def fuse(
     check_dtype(dtype)
     check_output_folder(out, overwrite=overwrite, source=model)
 
+    from ..hub import add_stub
+
     if stream:
         from ..streaming import fuse_checkpoint
 
@@ -163,6 +165,7 @@ def fuse(
             max_shard_size=max_shard_size or "5GB",
             overwrite=overwrite,
         )
+        add_stub(out)
     else:
         from ..data import save_carrying
         from ..fusion import Statistics, check_smaller, fuse_model
@@ -178,6 +181,7 @@ def fuse(
         fused = fuse_model(stock, config, calibration=calibration, inplace=True)
         with output_folder(out, overwrite=overwrite) as folder:
             save_carrying(fused, model, folder, max_shard_size=max_shard_size or "50GB")
+            add_stub(folder)
             check_folder(folder)
         report = fused.fusion_report
     if as_json:

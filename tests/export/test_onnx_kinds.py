@@ -25,7 +25,7 @@ KINDS = [
             ("distilbert", None, TEXT),
             ("modernbert", None, TEXT),
             ("deberta-v2", None, TEXT),
-            ("roberta", "RobertaForSequenceClassification", TEXT),
+            ("roberta", "RobertaForSequenceClassification", TEXT | {"token_type_ids": ["batch", "sequence"]}),
             ("qwen3", None, TEXT),
             ("phi3", None, TEXT),
             ("gemma3_text", None, TEXT),
