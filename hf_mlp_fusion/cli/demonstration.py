@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from ..data import load_tokenizer, save_carrying
-from ..hub import add_stub
 from ..files import output_folder
 from ..fusion import fuse_model
+from ..hub import add_stub
 from ..measure import Latency, OutputError, latencies, output_error
 from ..modeling.loading import load_whole
 from ..recipe import FusionConfig, FusionReport
