@@ -20,6 +20,7 @@ from transformers import AutoModel, PreTrainedModel
 from ..data import load_tokenizer, save_carrying
 from ..files import output_folder
 from ..fusion import fuse_model
+from ..hub import add_stub
 from ..measure import Latency, OutputError, latencies, output_error
 from ..modeling.loading import load_whole
 from ..recipe import FusionConfig, FusionReport
@@ -85,6 +86,7 @@ def run_demo(name_or_path: str, config: FusionConfig, out: Path, *, calibrated: 
     fused = fuse_model(model, config, calibration=calibration, tokenizer=tokenizer)
     with output_folder(out, overwrite=True) as folder:
         save_carrying(fused, name_or_path, folder)
+        add_stub(folder)
     before, after = embed(model, batch), embed(fused, batch)
     return DemoResult(
         report=fused.fusion_report,

@@ -150,6 +150,8 @@ def fuse(
     check_dtype(dtype)
     check_output_folder(out, overwrite=overwrite, source=model)
 
+    from ..hub import add_stub
+
     if stream:
         from ..data import Processes
         from ..streaming import fuse_checkpoint
@@ -166,6 +168,7 @@ def fuse(
         )
         if not Processes(device).first:
             return
+        add_stub(out)
     else:
         from ..data import save_carrying
         from ..fusion import Statistics, check_smaller, fuse_model
@@ -181,6 +184,7 @@ def fuse(
         fused = fuse_model(stock, config, calibration=calibration, inplace=True)
         with output_folder(out, overwrite=overwrite) as folder:
             save_carrying(fused, model, folder, max_shard_size=max_shard_size or "50GB")
+            add_stub(folder)
             check_folder(folder)
         report = fused.fusion_report
     if as_json:

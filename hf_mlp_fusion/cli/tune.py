@@ -118,7 +118,7 @@ def tune(
         check_output_folder(out, overwrite=overwrite, source=place)
 
     from ..data import load_tokenizer, save_carrying
-    from ..hub import check_folder, check_side_files
+    from ..hub import add_stub, check_folder, check_side_files
     from ..modeling.loading import load_fused_model, load_stock_model
     from ..training import tune_model
     from ..training.targets import TARGETS
@@ -162,6 +162,7 @@ def tune(
         raise
     with output_folder(out, overwrite=overwrite) as folder:
         save_carrying(model.to(stored), fused, folder)
+        add_stub(folder)
         check_folder(folder)
     shutil.rmtree(work)
     if as_json:

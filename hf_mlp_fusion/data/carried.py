@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BrokenCheckpointError, DataError
-from ..hub import add_stub, carry_side_files
-from ..modeling.classes import FusedModelMixin
+from ..hub import carry_side_files
 from .texts import load_tokenizer
 
 if TYPE_CHECKING:
@@ -21,9 +20,6 @@ _PROBE = "A text, with words: 1 and 2."
 def save_carrying(model: PreTrainedModel, source: str, folder: Path, **kwargs: Any) -> None:
     """Saves a model with what lies beside its original, and loads the tokenizer, where there is one, from there.
 
-    A fused model gets the stub besides: where this package is not installed, loaders then say what to install, and not
-    that they do not know its `model_type`.
-
     Args:
         model: The model.
         source: Folder or Hub id of the original.
@@ -35,8 +31,6 @@ def save_carrying(model: PreTrainedModel, source: str, folder: Path, **kwargs: A
     """
     carry_side_files(source, folder)
     model.save_pretrained(folder, **kwargs)
-    if isinstance(model, FusedModelMixin):
-        add_stub(folder)
     try:
         before = load_tokenizer(source)
     except DataError:  # there was none, or none that loads

@@ -48,6 +48,7 @@ def test_fuse_and_inspect(cli, stock, tmp_path):
         "config.json",
         "fusion_report.json",
         "model.safetensors",
+        "modeling_mlp_fusion.py",
         "tokenizer_config.json",
         "vocab.txt",
     ]

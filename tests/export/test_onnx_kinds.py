@@ -1,4 +1,4 @@
-"""ONNX graphs of the kinds of model that there are: what each takes, and that the graph computes what the model does."""
+"""ONNX graphs of each kind of model: what it takes, and that the graph computes what the model does."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ KINDS = [
             ("distilbert", None, TEXT),
             ("modernbert", None, TEXT),
             ("deberta-v2", None, TEXT),
-            ("roberta", "RobertaForSequenceClassification", TEXT),
+            ("roberta", "RobertaForSequenceClassification", TEXT | {"token_type_ids": ["batch", "sequence"]}),
             ("qwen3", None, TEXT),
             ("phi3", None, TEXT),
             ("gemma3_text", None, TEXT),

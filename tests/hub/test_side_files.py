@@ -78,7 +78,12 @@ def test_commands_save_the_stub_and_exports_have_none(cli, stock, tmp_path):
 def test_what_loaders_say_without_the_package(cli, stock, tmp_path):
     assert cli("fuse", stock, tmp_path / "fused", "--width", "16")[0] == 0
     code = (
-        "import sys; sys.modules['hf_mlp_fusion'] = None\n"
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'hf_mlp_fusion':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
+        "sys.meta_path.insert(0, Absent())\n"
         "from transformers import AutoModel\n"
         "for trust in (False, True):\n"
         "    try:\n"
