@@ -10,6 +10,8 @@ from run_notebook import run_notebook
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 QUICK = ("1_quickstart",)
+BUILT = {"7_llama": "smollm2-135m-instruct", "8_encoder": "all-mpnet-base-v2"}
+"""Notebooks on what `make models` builds."""
 LIMIT = 480.0
 """Seconds that a notebook may take on a core of its own: of CPU time, which a busy machine does not make longer."""
 # Such as /home/name or C:\Users; no part of a URL or of an HTML tag.
@@ -48,7 +50,7 @@ def test_absolute_paths_are_told_from_other_slashes():
 
 
 def test_there_are_notebooks():
-    assert {path.stem for path in NOTEBOOKS} >= {*QUICK}
+    assert {path.stem for path in NOTEBOOKS} >= {*QUICK, *BUILT}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -68,6 +70,9 @@ def test_runs(path, request, monkeypatch):
     if path.stem not in QUICK:
         models = request.getfixturevalue("real_model_path")("roberta-mini").parent
         monkeypatch.setenv("HF_MLP_FUSION_TEST_MODELS", str(models))
+    if path.stem in BUILT:
+        built = request.getfixturevalue("real_model_path")(BUILT[path.stem]).parent
+        monkeypatch.setenv("HF_MLP_FUSION_BUILT_MODELS", str(built))
     beside = sorted(path.parent.iterdir())
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     notebook = run_notebook(path)

@@ -39,7 +39,8 @@ def language_loss(model: PreTrainedModel, batches: Iterable[Batch]) -> LanguageL
     """Measures the loss of a causal, masked or span-corruption language model.
 
     Args:
-        model: A stock or fused model with a language-model head.
+        model: A stock or fused model with a language-model head. Of one that PEFT has wrapped, `get_base_model()`,
+            which computes with its LoRA.
         batches: Batches with labels, as `hf_mlp_fusion.data.objectives.make_batches` gives them.
 
     Raises:
@@ -47,7 +48,8 @@ def language_loss(model: PreTrainedModel, batches: Iterable[Batch]) -> LanguageL
     """
     objective = objective_of(model)
     if objective not in LANGUAGE_OBJECTIVES:
-        raise DataError(f"{type(model).__name__} has no language-model head, so texts alone give it no loss")
+        hint = ": of an adapted model, measure get_base_model()" if hasattr(model, "peft_config") else ""
+        raise DataError(f"{type(model).__name__} has no language-model head, so texts alone give it no loss{hint}")
     total, tokens = 0.0, 0
     scores: LabelScores | None = None
     with evaluating(model):

@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from conftest import tiny_model
+from peft import LoraConfig, get_peft_model
 from tiny_text import tiny_texts, tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, fuse_model
@@ -107,5 +108,8 @@ def test_models_without_a_language_head_have_no_loss():
     with pytest.raises(DataError, match="no language-model head"):
         language_loss(model, [batch_for(model, "bert")])
     causal = tiny_model("gpt2")
+    adapted = get_peft_model(tiny_model("gpt2"), LoraConfig(fan_in_fan_out=True))
+    with pytest.raises(DataError, match="measure get_base_model"):
+        language_loss(adapted, [batch_for(causal, "gpt2")])
     with pytest.raises(DataError, match="no token"):
         language_loss(causal, [])
