@@ -4,7 +4,9 @@
         [--turns 3] [--device cpu]
 
 Makes the checkpoint and its statistics as `stream.py` does, fuses it in turns with one process and with several, a
-thread each, and prints the seconds of the receipts (libraries not counted) and the ratio of the shortest.
+thread each. Prints the seconds that fusing took (libraries not counted), by the clock and of the CPU, of the process
+that took most of it; and how many times less the several took of both, the shortest run of each. On cores that others
+use as well, the CPU's tells what free ones would give.
 """
 
 from __future__ import annotations
@@ -15,9 +17,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from stream import make_checkpoint, make_statistics
+
+from hf_mlp_fusion import FusionConfig
+from hf_mlp_fusion.streaming import fuse_checkpoint
 
 
 def main() -> None:
@@ -32,22 +38,34 @@ def main() -> None:
     if not statistics.exists():
         make_checkpoint(model, given.layers, given.hidden, given.units)
         make_statistics(statistics, model, "all")
-    best: dict[int, float] = {}
+    best: dict[int, list[float]] = {}
     for _ in range(given.turns):
         for count in (1, given.processes):
             out = given.folder / f"fused{count}"
             shutil.rmtree(out, ignore_errors=True)
-            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "--module"]
-            command = [sys.executable, *launch, "hf_mlp_fusion.cli", "fuse", str(model), str(out), "--stream"]
-            command += ["--statistics", str(statistics), "--width", "0.25", "--device", given.device]
-            subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-            seconds = json.loads((out / "fusion_report.json").read_text())["seconds"]
-            best[count] = min(seconds, best.get(count, seconds))
-            print(f"{count} processes: {seconds:.1f} s", flush=True)
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+            command = [*launch, __file__, "--worker", str(model), str(out), str(statistics), given.device]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            taken = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+            most = [max(column) for column in zip(*taken, strict=True)]
+            best[count] = [min(pair) for pair in zip(most, best.get(count, most), strict=True)]
+            print(f"{count} processes: {most[0]:.1f} s, {most[1]:.1f} s of CPU", flush=True)
+    clock, cpu = (one / two for one, two in zip(best[1], best[given.processes], strict=True))
     files = [sorted((given.folder / f"fused{count}").glob("*.safetensors")) for count in best]
     same = all(one.read_bytes() == two.read_bytes() for one, two in zip(*files, strict=True))
-    print(f"{best[1] / best[given.processes]:.2f} times as fast; weights {'equal' if same else 'DIFFER'}")
+    print(f"{clock:.2f} times less by the clock, {cpu:.2f} of CPU; weights {'equal' if same else 'DIFFER'}")
+
+
+def work(model: str, out: str, statistics: str, device: str) -> None:
+    """One of the processes: prints its seconds and those of its CPU."""
+    started, used = time.perf_counter(), time.process_time()
+    fuse_checkpoint(model, out, FusionConfig(width=0.25, ntk="none"), statistics=statistics, device=device)
+    print(json.dumps([time.perf_counter() - started, time.process_time() - used]), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1] == "--worker":
+        work(*sys.argv[2:])
+    else:
+        main()

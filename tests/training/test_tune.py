@@ -89,6 +89,7 @@ def test_the_command(cli, folder):
         "config.json",
         "fusion_report.json",
         "model.safetensors",
+        "modeling_mlp_fusion.py",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
