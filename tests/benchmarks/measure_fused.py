@@ -88,7 +88,7 @@ def main() -> None:
         figures["loss of the original"] = language_loss(original, batches).loss
     if options.train:
         figures |= how_it_trains(original, fused, options)
-    task = pipeline_tag(type(original).__name__) or "other"
+    task = pipeline_tag(type(original).__name__) or "feature-extraction"
     for metric, value in figures.items():
         measured = Measured(task, options.dataset, options.split, metric, round(value, 4), command=command)
         print(json.dumps({name: value for name, value in asdict(measured).items() if value is not None}))
