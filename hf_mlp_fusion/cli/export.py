@@ -65,6 +65,6 @@ def _print(report: ExportReport, out: Path, console: Console) -> None:
         console.print(f"model.onnx: outputs within {report.onnx_error:.0e} of the export's, relative to the largest")
     console.print(
         f"Saved in {out}. It loads without hf_mlp_fusion. P is in the weights: where the fused model keeps it apart "
-        "(power above 0), this one trains otherwise, so fine-tune that one.",
+        "(power above 0), this one is for inference, and that one to fine-tune.",
         markup=False,
     )
