@@ -67,4 +67,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-* build dist site demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist site demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -28,6 +28,11 @@ def test_python_blocks_run(tmp_path, monkeypatch, minilm_path, capsys):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_the_readme_calls_nothing_but_make_and_the_package():
+    lines = [line for block in blocks("bash", README) for line in block.splitlines() if line.strip()]
+    assert {line.split()[0] for line in lines} == {"make", "hf-mlp-fusion"}
+
+
 def commands():
     """The lines of all shell blocks that call make or this package, without comments, each once."""
     lines = "\n".join(block for text in PAGES for block in blocks("bash", text)).replace("\\\n", " ").splitlines()

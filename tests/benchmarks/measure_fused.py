@@ -43,9 +43,9 @@ def how_it_trains(original: PreTrainedModel, fused: PreTrainedModel, options: ar
         batches = make_batches(original, tokenizer, read_texts(options.train), samples=rows, **sizes)
     else:
         original, fused = with_new_heads(options.original, options.fused)
-        texts = read_texts(options.train)[:rows]
-        batches = make_batches(original, tokenizer, texts, **sizes)
-        labels = torch.tensor(pandas.read_parquet(options.train)["label"][:rows].to_numpy())
+        labelled = zip(read_texts(options.train), pandas.read_parquet(options.train)["label"], strict=True)
+        texts, numbers = zip(*list(labelled)[:rows], strict=True)
+        batches, labels = make_batches(original, tokenizer, texts, **sizes), torch.tensor(numbers)
         batches = [{**batch, "labels": part} for batch, part in zip(batches, labels.split(ROWS), strict=True)]
     found = dynamics(original, fused, batches)
     return {
