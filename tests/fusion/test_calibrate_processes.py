@@ -46,7 +46,6 @@ def places(tmp_path_factory):
         check=False,
         capture_output=True,
         text=True,
-        timeout=200,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr[-3000:]

@@ -96,7 +96,7 @@ def test_what_was_killed_goes_on_to_the_same_bits(moments, tmp_path):
     torch.save(data, tmp_path / "data")
     for last in moments:
         command = [sys.executable, "-c", KILLED, tmp_path / "model", tmp_path / "found", tmp_path / "data", str(last)]
-        stopped = subprocess.run(command, check=False, capture_output=True, timeout=120)
+        stopped = subprocess.run(command, check=False, capture_output=True)
         assert stopped.returncode == -signal.SIGKILL, stopped.stderr.decode()[-2000:]
     left = set((tmp_path / "found").glob("*.safetensors"))
     times = {path: path.stat().st_mtime_ns for path in left}
