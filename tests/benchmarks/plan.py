@@ -21,7 +21,12 @@ import torch
 from elimination import random_moments
 from matplotlib.figure import Figure
 from scipy.optimize import nnls
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from hf_mlp_fusion import FusionConfig
+from hf_mlp_fusion.fusion import moment_bytes, reduction_bytes
+from hf_mlp_fusion.modeling.ffn import FFN
+from hf_mlp_fusion.modeling.find import find_ffns
 from hf_mlp_fusion.tensors import eliminate
 from hf_mlp_fusion.tensors.clustering import ward
 
@@ -56,6 +61,12 @@ class Shape:
     @property
     def ffn_bytes(self) -> int:
         return 6 * self.units * self.hidden
+
+    def ffn(self) -> FFN:
+        """One of them, without memory."""
+        sizes = {"vocab_size": 8, "num_hidden_layers": 1, "num_attention_heads": 8, "hidden_size": self.hidden}
+        with torch.device("meta"):
+            return next(iter(find_ffns(LlamaForCausalLM(LlamaConfig(intermediate_size=self.units, **sizes)))))
 
 
 MODELS = (
@@ -152,9 +163,11 @@ def main() -> None:
         units, hidden = model.units, model.hidden
         stored = model.ffns * model.ffn_bytes + model.rest
         result = model.ffns * model.ffn_bytes / 4 + model.rest
-        moments, stack = 8 * units * (units + hidden), model.experts * model.ffn_bytes
-        plain = 1.5e9 + (2 if model.experts > 1 else 1) * stack + max(8 * units**2, 4 * units**2 + 12 * units * hidden)
-        known = 1.5e9 + stack + model.experts * moments + 16 * units**2 + 8 * units * hidden
+        ffn, quarter, config = model.ffn(), units // 4, FusionConfig(width=0.25)
+        moments, stack = moment_bytes(ffn, units), model.experts * model.ffn_bytes
+        work = {known: reduction_bytes(ffn, quarter, config, calibrated=known) for known in (False, True)}
+        plain = 1.5e9 + (2 if model.experts > 1 else 1) * stack + work[False]
+        known = 1.5e9 + stack + model.experts * moments + work[True]
         hours = [model.ffns * seconds(units, hidden) / 3600 for seconds in (ward_seconds, drop_seconds)]
         gpu = model.ffns * GPU_SECONDS * operations(units, hidden) / 3600
         print(f"| {model.name} | memory, a process | {plain / 1e9:.0f} GB | {known / 1e9:.0f} GB |")
