@@ -52,7 +52,7 @@ def test_tensor_functions_know_only_tensors():
         for item in IMPORTS
         if not item.own and layer_of(item.importer or "errors") == "tensors"
     }
-    assert outside - sys.stdlib_module_names <= {"numpy", "scipy", "sklearn", "threadpoolctl", "torch"}
+    assert outside - sys.stdlib_module_names <= {"fastcluster", "numpy", "scipy", "sklearn", "threadpoolctl", "torch"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from ..data import Batch, load_hub_dataset, load_tokenizer, longest_row, padded_batches
 from ..errors import DataError, UnsupportedModelError
-from ..fusion import SAMPLES, calibration_batches
+from ..fusion import calibration_batches, enough_rows
 from ..metrics import load
 from ..modeling.loading import load_whole
 from .train import History, Settings, fine_tune
@@ -145,12 +146,16 @@ class GlueBench:
     def calibration(
         self, task: str, model: PreTrainedModel, tokenizer: Any, data: TaskData, settings: Settings
     ) -> list[Batch]:
-        """The first training rows as the classifier will see them; their texts, where the model writes text."""
-        columns = [list(data.train[column])[:SAMPLES] for column in GLUE[task].texts]
+        """Training rows as the classifier will see them, as many as fusion takes; where it writes text, texts."""
+        longest = longest_row(model, settings.max_length)
+        columns = [list(data.train[column]) for column in GLUE[task].texts]
         if model.config.is_encoder_decoder:
-            return calibration_batches(model, [text for texts in columns for text in texts], tokenizer)
-        coded = tokenizer(*columns, truncation=True, max_length=longest_row(model, settings.max_length))
-        return padded_batches([{"input_ids": ids} for ids in coded["input_ids"]], tokenizer.pad_token_id)
+            return calibration_batches(model, itertools.chain.from_iterable(zip(*columns, strict=True)), tokenizer)
+        coded = (
+            tokenizer(*texts, truncation=True, max_length=longest)["input_ids"] for texts in zip(*columns, strict=True)
+        )
+        rows = enough_rows(coded, lambda ids: (1, len(ids)))
+        return padded_batches([{"input_ids": ids} for ids in rows], tokenizer.pad_token_id)
 
     def run(
         self,

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DataCollatorForSeq2Se
 
 from ..data import Batch, load_tokenizer, longest_row, on_device, padded_batches
 from ..errors import DataError, UnsupportedModelError
-from ..fusion import SAMPLES
+from ..fusion import enough_rows
 from ..metrics import load
 from ..modeling.loading import load_whole
 from .train import History, Settings, fine_tune
@@ -94,7 +94,9 @@ class WebNLGBench:
         self, task: str, model: PreTrainedModel, tokenizer: Any, data: WebNLGData, settings: Settings
     ) -> list[Batch]:
         """The first training rows, prompts and texts, as the model will see them."""
-        rows = training_rows(data.train[:SAMPLES], tokenizer, longest_row(model, settings.max_length))[:SAMPLES]
+        longest = longest_row(model, settings.max_length)
+        coded = (training_rows([item], tokenizer, longest) for item in data.train)
+        rows = enough_rows(itertools.chain.from_iterable(coded), lambda row: (1, len(row["input_ids"])))
         return padded_batches(rows, tokenizer.pad_token_id)
 
     def run(

@@ -79,7 +79,10 @@ def tune(
     lr: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Learning rate of AdamW.", show_default="3e-4, on logits 2e-4", rich_help_panel=TRAINING
+            min=0,
+            help="Learning rate of AdamW.",
+            show_default="3e-4, on logits 2e-4 or 6e-4",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     batch_size: Annotated[

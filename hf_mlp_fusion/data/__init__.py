@@ -43,6 +43,7 @@ from .texts import (
     read_texts,
     split_texts,
     text_column,
+    token_rows,
     tokenizer_of,
 )
 
@@ -95,6 +96,7 @@ __all__ = [
     "text_column",
     "token_count",
     "token_mask",
+    "token_rows",
     "tokenizer_of",
     "unpadded",
     "with_decoder_inputs",

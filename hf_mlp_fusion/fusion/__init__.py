@@ -4,9 +4,10 @@ May import `measure`, `data`, `modeling` and what is below.
 """
 
 from .calibrate import calibrate_model
-from .calibration import SAMPLED, SAMPLES, calibration_batches, first_rows
+from .calibration import SAMPLED, calibration_batches, first_rows
 from .checks import check_finite, check_reducible, check_whole
 from .driver import LayerReducer, Method, build_smaller, reduce_ffns, reduction_work
+from .enough import SAMPLES, TOKENS, enough_rows
 from .foresight import reduction_bytes
 from .fuse import cost_of_no_data, few_tokens, fuse_model
 from .kernel_size import calibrate_ntk
@@ -20,6 +21,7 @@ from .statistics import Statistics
 __all__ = [
     "SAMPLED",
     "SAMPLES",
+    "TOKENS",
     "LayerFuser",
     "LayerReducer",
     "Method",
@@ -37,6 +39,7 @@ __all__ = [
     "check_smaller",
     "check_whole",
     "cost_of_no_data",
+    "enough_rows",
     "few_tokens",
     "ffn_report",
     "ffn_width",

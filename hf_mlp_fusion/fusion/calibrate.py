@@ -27,6 +27,7 @@ from ..recipe import METRICS
 from ..tensors import MomentSums
 from .calibration import calibration_batches, hold_out, moments_work, run_watched
 from .checks import check_reducible
+from .enough import token_count
 from .layer_fuser import moment_bytes
 from .loss_metric import loss_metrics, metric_place, metric_work
 from .receipts import source_of
@@ -108,7 +109,7 @@ def begin(model: PreTrainedModel, folder: Path, batches: Sequence[Batch], metric
     header = Header(
         source=source_of(model),
         rows=sum(map(row_count, batches)),
-        tokens=sum(_tokens(batch) for batch in batches),
+        tokens=sum(map(token_count, batches)),
         sha256=token_hash(batches),
         metric=metric,
         seed=seed,
@@ -127,15 +128,6 @@ def begin(model: PreTrainedModel, folder: Path, batches: Sequence[Batch], metric
 
 
 _CALLED = {"source": "model", "sha256": "calibration", "metric": "metric", "seed": "seed"}
-
-
-def _tokens(batch: Batch) -> int:
-    """Tokens of a batch that are no padding, where that is known, else its rows."""
-    mask = batch.get("attention_mask")
-    if mask is not None and mask.dim() == 2:
-        return int(mask.bool().sum())
-    ids = batch.get("input_ids")
-    return row_count(batch) if ids is None else ids.numel()
 
 
 def _fitting(model: PreTrainedModel, ffns: Sequence[FFN]) -> Iterator[list[FFN]]:

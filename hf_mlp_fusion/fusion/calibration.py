@@ -24,6 +24,7 @@ from ..data import (
     forward_work,
     given_items,
     inputs_of,
+    longest_row,
     make_batches,
     objective_of,
     on_device,
@@ -34,18 +35,19 @@ from ..data import (
     sample_batches,
     single_rows,
     token_mask,
+    token_rows,
     tokenizer_of,
 )
 from ..errors import DataError
 from ..modeling.ffn import FFN
 from ..modeling.find import find_ffns
 from ..tensors import FFNWeights, Moments, MomentSums
+from .enough import HELD_OUT, LENGTH, ROWS, enough_rows, token_count
 from .watching import Running, watch_moments
 
 __all__ = [
     "NTK_SAMPLES",
     "SAMPLED",
-    "SAMPLES",
     "calibration_batches",
     "collect_moments",
     "first_rows",
@@ -55,17 +57,10 @@ __all__ = [
     "run_watched",
 ]
 
-SAMPLES = 512
-"""Rows of tokens (sentences, or windows of 128 tokens for language models) that a calibration on texts uses."""
-
 SAMPLED = "sampled"
 """Stands for calibration on sequences that the model writes itself."""
 
-_HELD_OUT = 32
-"""Rows beside them, by which the error is told."""
-
-_ROWS = SAMPLES + _HELD_OUT
-_SAMPLED_ROWS = _ROWS // 4
+_SAMPLED_ROWS = ROWS // 4
 
 NTK_SAMPLES = 32
 """Rows on which kernel sizes are matched."""
@@ -81,8 +76,8 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
         model: The model to calibrate.
         calibration: Batches of model inputs (mappings of tensors) in a list or a data loader, rows of them, one batch
             by itself, texts, a text file or tabular file, the name of a data set, a table (`datasets`, pandas) with a
-            column of texts, or `"sampled"`: what the model writes itself. Of what has no length, as a generator, as
-            many rows are taken as texts would give.
+            column of texts, or `"sampled"`: what the model writes itself. Of texts, and of what has no length, as a
+            generator, so many are taken as give `SAMPLES` rows and `TOKENS` tokens.
         tokenizer: The model's tokenizer; if not given and needed, it is loaded from where the model came from.
 
     Returns:
@@ -101,24 +96,18 @@ def calibration_batches(model: PreTrainedModel, calibration: Any, tokenizer: Any
         raise DataError("calibration is empty: give texts or batches of model inputs")
     given: Iterator[Any] = itertools.chain([first], items)
     if not isinstance(first, str):
-        return list(given if hasattr(calibration, "__len__") else _first_batches(given))
+        whole = hasattr(calibration, "__len__")
+        return list(given) if whole else enough_rows(given, lambda batch: (row_count(batch), token_count(batch)))
     if tokenizer is None:
         tokenizer = tokenizer_of(model)
     texts: Iterable[str] = given
+    longest = longest_row(model, LENGTH)
     if objective_of(model) not in LANGUAGE_OBJECTIVES:  # a row a text: those of like length together pad least
-        chosen = list(itertools.islice(given, _ROWS))
+        chosen = enough_rows(texts, lambda text: (1, sum(map(len, token_rows([text], tokenizer, longest)))))
         count = len(chosen) - _held_out(len(chosen))
         texts = sorted(chosen[:count], key=len) + sorted(chosen[count:], key=len)
-    return make_batches(model, tokenizer, texts, samples=_ROWS, batch_size=16)
-
-
-def _first_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
-    rows = 0
-    for batch in batches:
-        yield batch
-        rows += row_count(batch)
-        if rows >= _ROWS:
-            return
+        return make_batches(model, tokenizer, texts, batch_size=16)
+    return make_batches(model, tokenizer, texts, samples=ROWS * LENGTH // longest, batch_size=16)
 
 
 def hold_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
@@ -141,7 +130,7 @@ def hold_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
 
 
 def _held_out(rows: int) -> int:
-    return min(_HELD_OUT, rows * _HELD_OUT // _ROWS)
+    return min(HELD_OUT, rows * HELD_OUT // ROWS)
 
 
 def first_rows(model: PreTrainedModel, batches: Sequence[Batch], rows: int = NTK_SAMPLES) -> list[Batch]:

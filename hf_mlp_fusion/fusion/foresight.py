@@ -85,8 +85,8 @@ def reduction_bytes(ffn: FFN, width: int, config: FusionConfig, *, calibrated: b
     vectors, centroids = 4 * ffn.width * size, 4 * width * size
     if config.clustering == "kmeans":
         return vectors + 3 * centroids
-    distances = 4 * ffn.width**2  # each once in float64; scipy makes a copy
-    return max(2 * distances, vectors + distances, vectors + 2 * centroids)
+    distances = 4 * ffn.width**2  # each once in float64
+    return vectors + max(distances, 2 * centroids)
 
 
 def fusion_work(

@@ -15,9 +15,10 @@ from ..data import LANGUAGE_OBJECTIVES, Batch, objective_of, plain_context, prog
 from ..errors import FusionWarning
 from ..modeling.ffn import FFN
 from ..recipe import FusionConfig, FusionReport, check_recipe
-from .calibration import SAMPLES, calibration_batches, hold_out, kernel_rows
+from .calibration import calibration_batches, hold_out, kernel_rows
 from .checks import check_reducible
 from .driver import LayerReducer, Method, reduce_ffns
+from .enough import TOKENS
 from .foresight import check_memory, fusion_work
 from .kernel_size import kernel_sizes, match_kernel_sizes
 from .layer_fuser import LayerFuser, is_rare
@@ -47,9 +48,9 @@ def fuse_model(
             refuse.)
         config: What to fuse and how.
         calibration: Data that the recipe may use, to keep the output far better than without: texts, a text file, a
-            data set, or batches of model inputs (mappings of tensors). A few hundred sentences do. `"sampled"` needs
-            none: a language model is calibrated on what it writes itself. `Statistics` of the model, which
-            `hf-mlp-fusion calibrate` makes, spare all passes through it.
+            data set, or batches of model inputs (mappings of tensors). Of texts 65,536 tokens are used; a few hundred
+            sentences do. `"sampled"` needs none: a language model is calibrated on what it writes itself. `Statistics`
+            of the model, which `hf-mlp-fusion calibrate` makes, spare all passes through it.
         tokenizer: The tokenizer for texts; if not given, the one that lies beside the model's weights. Give it
             where the model was loaded with a revision, a subfolder or a cache of its own: no model notes that.
         inplace: Take over the model's tensors instead of copying them, to save memory. `model` is left without weights
@@ -161,7 +162,7 @@ def _few_tokens(report: FusionReport, ffns: Sequence[FFN]) -> str | None:
     others = f" (and {len(few) - 1} other FFNs)" if len(few) > 1 else ""
     return (
         f"{few[0].name}{others} saw {few[0].tokens} calibration tokens for {few[0].width} units: give more of them, "
-        f"some {SAMPLES} rows"
+        f"some {TOKENS:,}"
     )
 
 

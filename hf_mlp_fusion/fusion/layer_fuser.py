@@ -16,7 +16,6 @@ from ..modeling.ffn import FFN
 from ..modeling.find import by_entry
 from ..recipe import FusionConfig
 from ..tensors import (
-    CLUSTERINGS,
     RIDGE,
     Elimination,
     Fusion,
@@ -24,11 +23,11 @@ from ..tensors import (
     allocate_widths,
     assign_units,
     eliminate,
-    fuse_weights,
     inertia,
     ridge_refit,
     select_units,
 )
+from .clustered import at_once, cluster, cluster_all
 from .receipts import ReducedFFN
 from .sources import MomentSource
 
@@ -100,20 +99,29 @@ class LayerFuser:
         Returns:
             The fused FFNs by name.
         """
-        if group[0][0].name not in self._ready:
-            if self.source is not None and group[0][0].name not in self._moments:
+        if self.source is None:
+            self._cluster(group)
+        elif group[0][0].name not in self._ready:
+            if group[0][0].name not in self._moments:
                 self._collect(group[0][0], self.source)
-            chunk = [ffn for ffn, _ in self.todo if ffn.name in self._moments] or [ffn for ffn, _ in group]
-            if self.source is not None and not self._clusters:
+            chunk = [ffn for ffn, _ in self.todo if ffn.name in self._moments]
+            if not self._clusters:
                 self._spare_rare(chunk, self.source)
                 self._eliminate(chunk, self._widths)
             self._ready = {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn in chunk}
-            if self.source is not None:
-                self._tell_errors(chunk, self.source)
+            self._tell_errors(chunk, self.source)
         made = {ffn.name: self._ready.pop(ffn.name) for ffn, _ in group}
         power = self.config.power
         assert not isinstance(power, str), "the recipe is resolved"
         return {name: replace(item, weights=item.weights.at_power(power)) for name, item in made.items()}
+
+    def _cluster(self, group: Sequence[tuple[FFN, int]]) -> None:
+        """Fuses FFNs without data, and some that come next, where that takes no longer."""
+        missing = [ffn for ffn, _ in group if ffn.name not in self._ready]
+        if missing:
+            start = [ffn.name for ffn, _ in self.todo].index(missing[0].name)
+            count = max(len(missing), at_once(missing[0]))
+            self._ready |= cluster_all(self.todo[start : start + count], self.config)
 
     def _spare_rare(self, ffns: Sequence[FFN], source: MomentSource) -> None:
         """Fuses experts that saw too few tokens to choose units by as without data, and takes the moments of that."""
@@ -121,7 +129,7 @@ class LayerFuser:
         rare = [ffn for ffn, moments in seen.items() if is_rare(moments.count, self._widths[ffn.name])]
         if not rare:
             return
-        plain = {ffn.name: _cluster(ffn, self._widths[ffn.name], self.config) for ffn in rare}
+        plain = cluster_all([(ffn, self._widths[ffn.name]) for ffn in rare], self.config)
         units = {name: item.weights.weights for name, item in plain.items()}
         self._plain |= plain
         found = source.moments(self.model, rare, units)
@@ -191,7 +199,7 @@ class LayerFuser:
             chunk += ffns
         units = None
         if self._clusters:
-            self._plain = {ffn.name: _cluster(ffn, width, self.config) for ffn, width in chunk}
+            self._plain = cluster_all(chunk, self.config)
             units = {name: item.weights.weights for name, item in self._plain.items()}
         found = source.moments(self.model, [ffn for ffn, _ in chunk], units)
         self._moments = {ffn.name: found.get(ffn.name) for ffn, _ in chunk}
@@ -203,11 +211,9 @@ class LayerFuser:
     def _fuse(self, ffn: FFN, width: int) -> ReducedFFN[Fusion]:
         moments = self._moments.pop(ffn.name, None)
         plain = self._plain.pop(ffn.name, None)
-        if self.source is None:
-            return _cluster(ffn, width, self.config)
         if moments is None:
             logger.warning("%s saw no calibration token: it is fused without", ffn.name)
-            return plain or _cluster(ffn, width, self.config)
+            return plain or cluster(ffn, width, self.config)
         if plain is not None:
             return _refitted(plain, moments, self.config)
         kept = self._eliminations.pop(ffn.name).kept(width)
@@ -229,13 +235,6 @@ def is_rare(tokens: int, width: int) -> bool:
         width: Units to keep.
     """
     return 2 * tokens < width
-
-
-def _cluster(ffn: FFN, width: int, config: FusionConfig) -> ReducedFFN[Fusion]:
-    weights = ffn.read()
-    labels = CLUSTERINGS[config.clustering](weights.features(), width, config.seed)
-    fused = fuse_weights(weights, labels)
-    return ReducedFFN(fused, inertia(weights.features(), labels), "clusters")
 
 
 def _refitted(item: ReducedFFN[Fusion], moments: Moments, config: FusionConfig) -> ReducedFFN[Fusion]:

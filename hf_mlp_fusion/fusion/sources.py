@@ -74,14 +74,16 @@ class StatisticsSource:
 
     Args:
         statistics: The statistics.
+        device: Where to compute; if not given, where the model is, if it is anywhere.
     """
 
     statistics: Statistics
+    device: torch.device | None = None
 
     def metrics(self, model: PreTrainedModel, ffns: Sequence[FFN], seed: int) -> Mapping[str, Tensor]:
         """Those in the files, whatever the seed."""
         found = {ffn.name: self.statistics.read_metric(ffn) for ffn in ffns}
-        device = _device(model)
+        device = self._device(model)
         return {name: factor.to(device) for name, factor in found.items() if factor is not None}
 
     def moments(
@@ -92,7 +94,7 @@ class StatisticsSource:
         for ffn in ffns:
             known = self.statistics.read(ffn)
             if units is None and known.moments is not None:
-                found[ffn.name] = known.moments.on(_device(model))
+                found[ffn.name] = known.moments.on(self._device(model))
             elif units is not None and known.few is not None:
                 found[ffn.name] = known.few.moments(ffn, units[ffn.name])
         return found
@@ -103,6 +105,9 @@ class StatisticsSource:
         """On the tokens in the files."""
         samples = {ffn: self.statistics.read_held_out(ffn) for ffn in ffns}
         return {ffn.name: item.moments(ffn, units[ffn.name]) for ffn, item in samples.items() if item is not None}
+
+    def _device(self, model: PreTrainedModel) -> torch.device:
+        return self.device or (torch.device("cpu") if model.device.type == "meta" else model.device)
 
 
 def recipe_for(config: FusionConfig, statistics: Statistics) -> FusionConfig:
@@ -128,8 +133,3 @@ def recipe_for(config: FusionConfig, statistics: Statistics) -> FusionConfig:
         )
     metric = "output" if statistics.header.metric == "output" else config.metric
     return replace(config, ntk="none", metric=metric)
-
-
-def _device(model: PreTrainedModel) -> torch.device:
-    """Where to compute: where the model is, if it is anywhere."""
-    return torch.device("cpu") if model.device.type == "meta" else model.device

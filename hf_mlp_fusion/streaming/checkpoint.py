@@ -121,7 +121,7 @@ def fuse_checkpoint(
     for message in plan.warnings:
         warnings.warn(message, FusionWarning, stacklevel=3)
 
-    moments = None if known is None else StatisticsSource(known)
+    moments = None if known is None else StatisticsSource(known, processes.device)
     widths, each = {ffn.name: width for ffn, width in plan.widths}, config
     if config.auto_share is not None:  # it is shared out, and that is done
         widths, each = LayerFuser(stock, plan.widths, config, moments).widths, replace(config, width=1.0)

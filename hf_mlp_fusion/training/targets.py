@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import Batch
+from ..data import LANGUAGE_OBJECTIVES, Batch, objective_of
+from ..recipe import FusionSection
 from .logits import LogitLoss
 from .states import LayerwiseLoss, ffn_outputs, hidden_states
 
-__all__ = ["DEFAULT_TARGET", "LEARNING_RATE", "TARGETS", "Target"]
+__all__ = ["DEFAULT_TARGET", "LEARNING_RATE", "TARGETS", "Target", "learning_rate_for"]
 
 DEFAULT_TARGET = "hidden_states"
 """The paper's target. It brings what the model computes nearer to the original than FFN outputs do."""
@@ -35,6 +36,8 @@ class Target:
         max_length: Tokens of a row, at most.
         arguments: Further arguments of `TrainingArguments`.
         half: Whether a GPU may compute in bfloat16; weights stay in float32.
+        folded_rate: The learning rate of language models all of whose P is folded, if it is another: each step moves
+            such FFNs less.
     """
 
     loss: Callable[[PreTrainedModel, PreTrainedModel], Callable[[Callable[..., Any], Batch], Tensor]]
@@ -43,6 +46,7 @@ class Target:
     max_length: int
     arguments: dict[str, Any]
     half: bool
+    folded_rate: float | None = None
 
 
 _LAYERWISE = partial(Target, learning_rate=LEARNING_RATE, batch_size=16, max_length=128, arguments={}, half=False)
@@ -57,6 +61,19 @@ TARGETS: dict[str, Target] = {
         max_length=512,
         arguments={"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "adam_beta2": 0.95},
         half=True,
+        folded_rate=6e-4,
     ),
 }
 """A target is a loss, in a file of its own, and an entry here."""
+
+
+def learning_rate_for(target: str, model: PreTrainedModel) -> float:
+    """The learning rate that a target and a fused model ask for.
+
+    Args:
+        target: A key of `TARGETS`.
+        model: The fused model.
+    """
+    best, ffns = TARGETS[target], FusionSection.from_dict(model.config.mlp_fusion).ffns
+    folded = objective_of(model) in LANGUAGE_OBJECTIVES and all(ffn.power == 0 for ffn in ffns.values())
+    return best.folded_rate if folded and best.folded_rate is not None else best.learning_rate

@@ -15,7 +15,7 @@ from ..data import with_decoder_inputs
 from ..errors import FusionConfigError, check_choice
 from ..measure.gradients import only_these_train
 from ..recipe import TuningReport
-from .targets import DEFAULT_TARGET, TARGETS
+from .targets import DEFAULT_TARGET, TARGETS, learning_rate_for
 from .teacher import check_teacher, is_placed
 from .trained import TRAINED
 
@@ -82,8 +82,8 @@ class TuningTrainer(Trainer):
         if teacher_device is not None and is_placed(teacher):
             raise FusionConfigError("the teacher is placed by accelerate: leave teacher_device out")
         if args is None:
-            best = TARGETS[target]
-            args = TrainingArguments("tuning", num_train_epochs=1, learning_rate=best.learning_rate, **best.arguments)
+            rate = learning_rate_for(target, model)
+            args = TrainingArguments("tuning", num_train_epochs=1, learning_rate=rate, **TARGETS[target].arguments)
         if args.n_gpu > 1:
             raise FusionConfigError(
                 f"one process would drive {args.n_gpu} GPUs: start it with `accelerate launch`, or show it one GPU "

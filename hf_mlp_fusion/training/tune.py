@@ -20,7 +20,7 @@ from ..fusion import SAMPLED
 from ..recipe import TuningReport
 from .held_out import HeldOut, TuningResult, hold_out, warn_of
 from .sampled import sampled_texts
-from .targets import DEFAULT_TARGET, TARGETS
+from .targets import DEFAULT_TARGET, TARGETS, learning_rate_for
 from .teacher_cache import CachedRows, cache_predictions, check_cache
 from .trained import TRAINED
 from .trainer import TuningTrainer
@@ -65,7 +65,7 @@ def tune_model(
         epochs: How often to go through the texts.
         steps: How many steps to take instead, through the texts as often as that needs.
         learning_rate: AdamW's; it falls to zero. If not given, 3e-4 layer by layer, 2e-4 on logits (behind a warm-up
-            of a twentieth of the steps).
+            of a twentieth of the steps), of language models with P folded 6e-4.
         batch_size: Rows of a step: a text each, or windows of text for language models; 16 layer by layer, 8 on
             logits. Where they do not fit into memory at once, a step takes them in turn.
         max_length: Tokens of a row, at most; 128 layer by layer, 512 on logits.
@@ -97,7 +97,7 @@ def tune_model(
         check_cache(original, target, cache_logits)
     best = TARGETS[target]
     batch_size, max_length = batch_size or best.batch_size, max_length or best.max_length
-    learning_rate = best.learning_rate if learning_rate is None else learning_rate
+    learning_rate = learning_rate_for(target, fused) if learning_rate is None else learning_rate
     tokenizer = tokenizer or tokenizer_of(fused)
     with open_work(work) as place:
         if texts == SAMPLED:

@@ -1,7 +1,7 @@
 """How fused models of a usual size train beside their originals: P, √P and P folded, kernels matched and not.
 
 Usage: python tests/benchmarks/dynamics.py DATA [--models real-models] [--device cuda] [--steps 16] [--rates 2e-5]
-[--seeds 5].
+[--seeds 5] [--subjects mpnet].
 DATA is a folder with `cola/train.parquet` (sentence, label) and `webnlg/train.parquet` (triples, references). Of MPNet
 with a new head for CoLA the last 8 of 12 FFNs are fused to a quarter, of SmolLM2 on WebNLG all to one half. Prints a
 table of each in Markdown: how far W1 and W2 move an FFN as multiples of the unfused model's, on rows held out; the
@@ -127,9 +127,12 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--rates", nargs="+", type=float, default=[2e-5, 1e-4])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--subjects", nargs="+", choices=["mpnet", "smollm2"], default=["mpnet", "smollm2"])
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", FusionWarning)
     data, device = arguments.data, arguments.device
     encoder, language = (arguments.models / name for name in ("all-mpnet-base-v2", "smollm2-135m-instruct"))
-    measure("MPNet, CoLA", lambda seed: mpnet(encoder, data, device, seed), arguments)
-    measure("SmolLM2, WebNLG", lambda seed: smollm2(language, data, device, seed), arguments)
+    if "mpnet" in arguments.subjects:
+        measure("MPNet, CoLA", lambda seed: mpnet(encoder, data, device, seed), arguments)
+    if "smollm2" in arguments.subjects:
+        measure("SmolLM2, WebNLG", lambda seed: smollm2(language, data, device, seed), arguments)

@@ -2,13 +2,15 @@
 
     python tests/benchmarks/many_runs.py DATA OUT.jsonl --model real-models/all-mpnet-base-v2 \\
         --forms unfused,P-matched,root,folded --tasks cola,stsb,mrpc --rates 5e-5,1e-4 --seeds 10
-    python tests/benchmarks/many_runs.py --table OUT.jsonl
+    python tests/benchmarks/many_runs_table.py OUT.jsonl
 
-DATA is a folder with `TASK/{train,validation}.parquet`. The last 8 FFNs go to a quarter, calibrated on 512 rows of the
-task; three epochs of 32 rows, and the rest as `hf-mlp-fusion bench glue` trains: AdamW, 6 % of the steps to the peak,
-clipped at 1. A tenth of the training rows is held out: the epoch, and in the table of scores the rate, are chosen on
-it. Processes share the GPU, which one alone leaves idle most of the time. What is in OUT.jsonl already is not run
-again; no run begins after `--seconds`.
+DATA is a folder with `TASK/{train,validation}.parquet`; of SST-2 8,000 rows train. The last 8 FFNs go to a quarter,
+calibrated on 512 rows of the task. After a form may stand `+rows` (calibrated on as many rows as have 65,536 tokens),
+`+auto` (widths searched for), `+loss` (in the metric of the loss), `+tuned` (on the original's hidden states for three
+epochs, before fine-tuning), and `/VARIANT` of training. Three epochs of 32 rows, and the rest as `hf-mlp-fusion bench
+glue` trains: AdamW, 6 % of the steps to the peak, clipped at 1. A tenth of the training rows is held out: the epoch,
+and in the table of scores the rate, are chosen on it. Processes share the GPU, which one alone leaves idle most of the
+time. What is in OUT.jsonl already is not run again; no run begins after `--seconds`.
 """
 
 from __future__ import annotations
@@ -19,33 +21,42 @@ import functools
 import itertools
 import json
 import math
-import statistics
 import tempfile
 import time
 import warnings
-from collections import defaultdict
 from pathlib import Path
 
 import pandas
 import torch
 import torch.multiprocessing
+from many_runs_table import read
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PrinterCallback,
+    TrainingArguments,
+)
 from transformers.utils import logging as transformers_logging
 
 from hf_mlp_fusion import FusionConfig, fuse_model
 from hf_mlp_fusion.baselines import reduce_model
 from hf_mlp_fusion.bench.glue import GLUE
 from hf_mlp_fusion.metrics import load
+from hf_mlp_fusion.training import TARGETS, TuningTrainer
 
 EPOCHS, BATCH, WARMUP, CALIBRATION, WINDOW, LONGEST = 3, 32, 0.06, 512, 20, 128
+TOKENS, ROWS, TUNING_EPOCHS = 65536, {"sst2": 8000}, 3
 RECIPE = FusionConfig(width=0.25, layers="last:8")
 FORMS = {
     "P-matched": {"power": 1.0, "ntk": "match"},
     "P": {"power": 1.0, "ntk": "none"},
     "root": {"power": 0.5, "ntk": "none"},
+    "fourth": {"power": 0.25, "ntk": "none"},
     "folded": {"power": 0.0, "ntk": "none"},
 }
+WITH_DATA = ("flap", "wanda", "nirvana")
 VARIANTS = {"unclipped": {"clip": 1e9}, "beta2": {"betas": (0.9, 0.98)}, "warmup": {"warmup": 0.2}}
 
 
@@ -122,32 +133,66 @@ def answers(model, rows: Rows) -> Tensor:  # type: ignore[no-untyped-def]
 def prepared(task: str, model: str, data: Path, device: str) -> dict[str, Rows]:
     """Rows to train on, rows held out of them, and the validation rows."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    table = pandas.read_parquet(data / task / "train.parquet").sample(frac=1, random_state=0)
+    table = pandas.read_parquet(data / task / "train.parquet").sample(frac=1, random_state=0).iloc[: ROWS.get(task)]
     held = len(table) // 10
     parts = {"held": table.iloc[:held], "train": table.iloc[held:]}
     parts["dev"] = pandas.read_parquet(data / task / "validation.parquet")
     return {name: Rows(part, task, tokenizer, device) for name, part in parts.items()}
 
 
-def unfused(task: str, rows: Rows, options):  # type: ignore[no-untyped-def]
-    """The stock model with a new head, and batches to calibrate on."""
-    torch.manual_seed(0)
+def unfused(task: str, options, seed: int = 0):  # type: ignore[no-untyped-def]
+    """The stock model with a new head."""
+    torch.manual_seed(seed)
     labels = 1 if task == "stsb" else 2
     model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=labels, dtype=torch.float32)
-    batches = [rows.batch(index) for index in torch.arange(CALIBRATION).split(BATCH)]
-    return model.to(options.device).eval(), batches
+    return model.to(options.device).eval()
 
 
-def reduced(model, form: str, batches):  # type: ignore[no-untyped-def]
+def reduced(model, form: str, rows: Rows, tokenizer):  # type: ignore[no-untyped-def]
     """What a form or method makes of a model."""
     if form == "unfused":
         return model
-    config = FusionConfig(**{**vars(RECIPE), **FORMS.get(form, {})})
-    if form in FORMS:
-        return fuse_model(model, config, calibration=batches)
-    if form == "data-free":
-        return fuse_model(model, RECIPE)
-    return reduce_model(model, RECIPE, form, calibration=batches if form in ("flap", "wanda", "nirvana") else None)
+    base, *more = form.split("+")
+    enough = min(len(rows), int((rows.lengths.cumsum(0) < TOKENS).sum()) + 1)
+    batches = [rows.batch(index) for index in torch.arange(enough if "rows" in more else CALIBRATION).split(BATCH)]
+    recipe = vars(RECIPE) | FORMS.get(base, {})
+    recipe |= {"metric": "loss"} if "loss" in more else {}
+    recipe |= {"width": f"auto:{RECIPE.width}"} if "auto" in more else {}
+    if base in FORMS:
+        fused = fuse_model(model, FusionConfig(**recipe), calibration=batches)
+    elif base == "data-free":
+        fused = fuse_model(model, RECIPE)
+    else:
+        fused = reduce_model(model, RECIPE, base, calibration=batches if base in WITH_DATA else None)
+    if "tuned" in more:
+        tune(fused, model, rows, tokenizer)
+    return fused
+
+
+def tune(fused, model, rows: Rows, tokenizer, **options) -> None:  # type: ignore[no-untyped-def]
+    """Trains fused FFNs on what the original computes of the rows."""
+    items = [
+        {name: part[0].cpu() for name, part in rows.batch(index).items()} for index in torch.arange(len(rows)).split(1)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            num_train_epochs=TUNING_EPOCHS,
+            per_device_train_batch_size=16,
+            learning_rate=TARGETS[options.get("target", "hidden_states")].learning_rate,
+            use_cpu=fused.device.type == "cpu",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        collator = DataCollatorWithPadding(tokenizer)
+        trainer = TuningTrainer(
+            fused, arguments, teacher=model, train_dataset=items, data_collator=collator, **options
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    fused.eval()
 
 
 def score(metric, task: str, logits: Tensor, rows: Rows) -> tuple[float, bool]:  # type: ignore[no-untyped-def]
@@ -196,15 +241,15 @@ def runs(options):  # type: ignore[no-untyped-def]
     with tempfile.TemporaryDirectory() as work, context.Pool(options.processes) as pool:
         waiting = []
         for task in options.tasks:
-            rows = prepared(task, options.model, options.data, options.device)
-            model, batches = unfused(task, rows["train"], options)
+            rows = prepared(task, options.model, options.data, options.device)["train"]
+            model, tokenizer = unfused(task, options), AutoTokenizer.from_pretrained(options.model)
             for form in options.forms:
                 wanted = itertools.product(options.rates, options.seeds)
                 todo = [item for item in wanted if (task, form, *item) not in done]
                 if not todo or time.time() > end:
                     continue
                 folder = f"{work}/{task}-{form.replace('/', '-')}"
-                reduced(model, form.partition("/")[0], batches).save_pretrained(folder)
+                reduced(model, form.partition("/")[0], rows, tokenizer).save_pretrained(folder)
                 for rate, seed in todo:
                     job = (options, folder, task, form, rate, seed, end)
                     waiting.append(pool.apply_async(run, (job,), callback=note))
@@ -212,60 +257,11 @@ def runs(options):  # type: ignore[no-untyped-def]
             item.get()
 
 
-def read(path: Path) -> list[dict]:  # type: ignore[type-arg]
-    """The lines of a file of runs."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def best(line: dict) -> float:  # type: ignore[type-arg]
-    """The score on the validation rows, after the epoch that was best on the rows held out."""
-    return line["dev"][line["held"].index(max(line["held"]))]
-
-
-def table(lines: list[dict]) -> None:  # type: ignore[type-arg]
-    """Prints scores by rate, collapses, closeness to the unfused curve, and scores at the rate that was chosen."""
-    kept = defaultdict(list)
-    for line in lines:
-        kept[line["task"], line["form"], line["rate"]].append(line)
-    unfused = {(line["task"], line["rate"], line["seed"]): line for line in lines if line["form"] == "unfused"}
-    print("| task | rate | form | score, mean ± spread | least | collapsed | curve's gap to unfused | seeds |")
-    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |")
-    for (task, form, rate), own in sorted(kept.items(), key=lambda item: (item[0][0], item[0][2])):
-        scores = [best(line) for line in own]
-        peers = [line for (known, other, _), line in unfused.items() if (known, other) == (task, rate)]
-        floor = statistics.mean(map(best, peers)) / 2 if peers else 0.0
-        fallen = sum(value < floor or line["same"][-1] for value, line in zip(scores, own, strict=True))
-        pairs = [(line["curve"], unfused[task, rate, line["seed"]]["curve"]) for line in own if _paired(line, unfused)]
-        gaps = [statistics.mean(abs(a - b) for a, b in zip(*pair, strict=True)) for pair in pairs]
-        gap = f"{statistics.mean(gaps):.3f}" if gaps and form != "unfused" else ""
-        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        figures = f"{statistics.mean(scores):.2f} ± {spread:.2f} | {min(scores):.1f} | {fallen}"
-        print(f"| {task} | {rate:g} | {form} | {figures} | {gap} | {len(own)} |")
-    print("\n| form | " + " | ".join(sorted({line["task"] for line in lines})) + " | mean | of unfused |")
-    chosen: dict[str, dict[str, float]] = defaultdict(dict)
-    for task, form in dict.fromkeys((line["task"], line["form"]) for line in lines):
-        groups = [own for (known, other, _), own in kept.items() if (known, other) == (task, form)]
-        top = max(groups, key=lambda own: statistics.mean(max(line["held"]) for line in own))
-        chosen[form][task] = statistics.mean(map(best, top))
-    for form, scores in chosen.items():
-        whole = [
-            scores[task] / chosen["unfused"][task] for task in scores if chosen.get("unfused", {}).get(task, 0.0) > 0
-        ]
-        share = f"{100 * statistics.mean(whole):.1f} %" if whole else ""
-        cells = " | ".join(f"{scores[task]:.2f}" if task in scores else "" for task in sorted({t for t, *_ in kept}))
-        print(f"| {form} | {cells} | {statistics.mean(scores.values()):.2f} | {share} |")
-
-
-def _paired(line, unfused) -> bool:  # type: ignore[no-untyped-def]
-    return (line["task"], line["rate"], line["seed"]) in unfused
-
-
 def main() -> None:
-    """Runs, or prints tables."""
+    """Runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("out", nargs="?")
-    parser.add_argument("--table", nargs="+", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out")
     parser.add_argument("--model", default="real-models/all-mpnet-base-v2")
     parser.add_argument("--forms", type=lambda text: text.split(","), default=["unfused", *FORMS])
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=["stsb", "cola", "mrpc"])
@@ -275,9 +271,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    if options.table:
-        table([line for path in options.table for line in read(path)])
-        return
     quiet()
     runs(options)
 

@@ -1,5 +1,7 @@
 """Whatever a user hands in as calibration data is taken for what it is, or refused in one line."""
 
+import itertools
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -11,10 +13,11 @@ from tiny_text import tiny_texts, tiny_tokenizer
 from torch.utils.data import DataLoader
 
 from hf_mlp_fusion import FusionConfig, FusionWarning, fuse_model
-from hf_mlp_fusion.data import as_batches
+from hf_mlp_fusion.data import as_batches, row_count
 from hf_mlp_fusion.errors import DataError
 from hf_mlp_fusion.fusion import calibration_batches
-from hf_mlp_fusion.fusion.calibration import SAMPLES, hold_out
+from hf_mlp_fusion.fusion.calibration import hold_out
+from hf_mlp_fusion.fusion.enough import LENGTH, ROWS, SAMPLES, enough_rows, token_count
 from hf_mlp_fusion.measure import ntk, output_error
 from hf_mlp_fusion.modeling.find import find_ffns
 
@@ -192,16 +195,27 @@ def test_a_tensor_of_token_ids():
 @pytest.mark.parametrize("head", [SEQUENCE, transformers.BertForMaskedLM])
 def test_what_never_ends_is_taken_as_far_as_needed(head):
     model = tiny_model("bert", head)
-    rows = sum(len(batch["input_ids"]) for batch in calibration_batches(model, _endless(), TOKENIZER))
-    assert rows == SAMPLES + 32
+    taken = calibration_batches(model, _endless(), TOKENIZER)
+    rows, tokens = (sum(map(count, taken)) for count in (row_count, token_count))
+    assert rows > ROWS  # these are short
+    assert abs(tokens - LENGTH * ROWS) < LENGTH
 
     def batches():
         while True:
             yield {"input_ids": IDS}
 
     found = calibration_batches(model, batches())
-    assert sum(len(batch["input_ids"]) for batch in found) == 560  # whole batches
-    assert sum(len(batch["input_ids"]) for batch in hold_out(found)[0]) == 528
+    assert len(found) == -(-LENGTH * ROWS // IDS.numel())  # whole batches
+    assert sum(map(row_count, found)) - sum(map(row_count, hold_out(found)[0])) == ROWS - SAMPLES
+
+
+def test_few_long_rows_are_not_enough():
+    taken = enough_rows(itertools.repeat(500), lambda tokens: (1, tokens))
+    assert len(taken) == ROWS > SAMPLES
+
+
+def test_what_ends_is_taken_whole():
+    assert enough_rows([3, 4], lambda tokens: (1, tokens)) == [3, 4]
 
 
 REFUSED = {

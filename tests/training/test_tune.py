@@ -14,6 +14,7 @@ from hf_mlp_fusion import FusionConfig, FusionWarning, fuse_model
 from hf_mlp_fusion.cli.tune import tune
 from hf_mlp_fusion.errors import DataError
 from hf_mlp_fusion.training import TARGETS, tune_model
+from hf_mlp_fusion.training.targets import learning_rate_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_mlp_fusion.FusionWarning")
 
@@ -44,6 +45,20 @@ def test_logits_are_compared_in_every_language_model(family):
     (done,) = fused.fusion_report.tuning
     assert (done.loss_original, done.loss_before, done.loss_after) == result.losses
     assert (done.steps, done.batch_size, done.learning_rate) == (3, 8, TARGETS["logits"].learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("head", "power", "target", "rate"),
+    [
+        ("RobertaForMaskedLM", 0, "logits", 6e-4),
+        ("RobertaForMaskedLM", 0.5, "logits", 2e-4),
+        ("RobertaForSequenceClassification", 0, "logits", 2e-4),
+        ("RobertaForMaskedLM", 0, "hidden_states", 3e-4),
+    ],
+)
+def test_folded_language_models_learn_faster_on_logits(head, power, target, rate):
+    fused = fuse_model(tiny_model("roberta", getattr(transformers, head)), FusionConfig(width=16, power=power))
+    assert learning_rate_for(target, fused) == rate
 
 
 @pytest.mark.parametrize("family", ["roberta", "gpt2", "switch_transformers"])
