@@ -36,7 +36,7 @@ def smollm2(path: Path) -> None:
     """
     shot = rows("quality", "In one shot, against rivals")
     healed = rows("quality", "Use this")
-    lines = {"fused and healed for 400 steps": [float(cells[2].split(",")[0]) for cells in healed.values()]}
+    lines = {"fused and healed for 400 steps": [float(cells[2].split(" ± ")[0]) for cells in healed.values()]}
     lines["fused, one shot"] = [float(cell) for cell in shot["fusion, calibrated, widths searched for (auto:)"]]
     lines |= {name: [float(cell) for cell in shot[row]] for row, name in RIVALS.items()}
     figure, axes = pyplot.subplots(figsize=(7.2, 3.6), layout="constrained")

@@ -4,8 +4,9 @@
 
 `encoder` is RoBERTa-base's shape (12 FFNs of 3,072 × 768), `expert` one gated FFN of 14,336 × 4,096, each to a quarter
 without data and calibrated on 512 rows of 128 random tokens, by `fuse_model`. `large` is a Llama of 3.2 billion
-parameters (28 layers of 8,192 × 3,072) in bfloat16, written to FOLDER/model, calibrated there layer by layer
-(FOLDER/statistics) and fused to a quarter (FOLDER/fused). All weights are random. `--tiny` tries the script. Prints
+parameters (28 layers of 8,192 × 3,072) in bfloat16, written to FOLDER/model, calibrated there layer by layer on 256
+rows (FOLDER/statistics) and fused to a quarter (FOLDER/fused). All weights are random. `--tiny` tries the script.
+Prints
 seconds and the GPU's peak of memory, of all that torch reserved.
 """
 
@@ -25,7 +26,7 @@ from hf_mlp_fusion import FusionConfig, fuse_model
 from hf_mlp_fusion.fusion import calibrate_checkpoint
 from hf_mlp_fusion.streaming import fuse_checkpoint
 
-ROWS, LENGTH = 512, 128
+LENGTH = 128
 
 
 def llama(layers: int, hidden: int, units: int, vocabulary: int) -> LlamaConfig:
@@ -56,10 +57,10 @@ TINY: dict[str, PretrainedConfig] = {
 }
 
 
-def random_rows(vocabulary: int) -> list[dict[str, torch.Tensor]]:
+def random_rows(vocabulary: int, rows: int, at_once: int) -> list[dict[str, torch.Tensor]]:
     """Batches of random tokens."""
-    ids = torch.randint(5, vocabulary, (ROWS + 32, LENGTH), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(4)]
+    ids = torch.randint(5, vocabulary, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(at_once)]
 
 
 def timed(title: str, device: str, function: Callable[[], object]) -> None:
@@ -82,7 +83,7 @@ def in_memory(case: str, config: PretrainedConfig, device: str) -> None:
     dtype = torch.float32 if case == "encoder" else torch.bfloat16
     with torch.device(device):
         model = (kind.from_config(config) if case == "encoder" else kind(config)).to(dtype).eval()
-    rows = random_rows(config.vocab_size)
+    rows = random_rows(config.vocab_size, 512, 32)
     model(**{name: tensor.to(device) for name, tensor in rows[0].items()})  # libraries load
     recipes = {"without data": ({}, None), "calibrated": ({}, rows)}
     recipes["calibrated, metric of the output"] = ({"metric": "output"}, rows)
@@ -100,7 +101,7 @@ def large(config: PretrainedConfig, folder: Path, device: str) -> None:
     size = made.num_parameters() * 2 / 1e9
     print(f"large: {made.num_parameters() / 1e9:.2f} billion parameters, {size:.2f} GB", flush=True)
     del made
-    rows = random_rows(config.vocab_size)
+    rows = random_rows(config.vocab_size, 256, 8)
     timed("large, calibrated", device, lambda: calibrate_checkpoint(str(model), statistics, rows, device=device))
     recipe = FusionConfig(width=0.25, ntk="none")
 

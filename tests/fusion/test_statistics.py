@@ -13,7 +13,7 @@ from tiny_batches import batches
 
 from hf_mlp_fusion import FusionConfig, FusionError, fuse_model
 from hf_mlp_fusion.families import FAMILIES
-from hf_mlp_fusion.fusion import Statistics
+from hf_mlp_fusion.fusion import Statistics, StatisticsSource
 from hf_mlp_fusion.fusion.calibrate import calibrate_model
 from hf_mlp_fusion.modeling.find import find_ffns
 
@@ -136,3 +136,14 @@ def test_broken_folders_are_refused(made, tmp_path):
         (copy / "statistics.json").write_text(json.dumps(header | change))
         with pytest.raises(FusionError, match=message):
             fuse()
+
+
+def test_moments_go_where_the_work_is_though_the_model_is_nowhere(tmp_path):
+    """A streamed model is on the meta device, and its FFNs are reduced on a GPU."""
+    model = tiny_model("gpt2")
+    statistics = calibrate_model(model, tmp_path, batches(model, count=8))
+    ffns = list(find_ffns(model))
+    for place in ("cpu", "meta"):
+        source = StatisticsSource(statistics, torch.device(place))
+        assert {moments.gram.device.type for moments in source.moments(model, ffns).values()} == {place}
+        assert {factor.device.type for factor in source.metrics(model, ffns, 0).values()} == {place}
