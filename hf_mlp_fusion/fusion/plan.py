@@ -148,7 +148,8 @@ def _units(wanted: int | float, ffn: FFN, config: FusionConfig) -> int:
 
 def _warnings(widths: list[tuple[FFN, int]]) -> Iterable[str]:
     """The two limits below which the paper, and this project, saw quality fall."""
-    narrow = [ffn for ffn, width in widths if width < min(ffn.hidden_size, ffn.width)]
+    # Experts may well be narrower before: there nothing was spanned.
+    narrow = [ffn for ffn, width in widths if width < ffn.hidden_size <= ffn.width]
     if narrow:
         yield (
             f"{len(narrow)} of {len(widths)} FFNs become narrower than the hidden size ({narrow[0].hidden_size}): "

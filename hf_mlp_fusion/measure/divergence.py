@@ -225,7 +225,8 @@ def _logits(model: PreTrainedModel, outputs: Any) -> dict[str, Tensor]:
     }
     if not found:
         raise UnsupportedModelError(
-            f"a {type(model).__name__} returns no logits: compare hidden_states or ffn_outputs, or load it with a head"
+            f"a {type(model).__name__} returns no logits: compare hidden_states or ffn_outputs, or fuse a "
+            "checkpoint that was saved with a head"
         )
     return found
 

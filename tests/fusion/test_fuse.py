@@ -185,6 +185,12 @@ def test_narrow_widths_warn(width):
     assert fused.fusion_report.warnings == messages
 
 
+def test_what_was_narrower_before_does_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fuse_model(tiny_model("bert", intermediate_size=12), FusionConfig(width=8, multiple_of=1))
+
+
 def test_a_quarter_at_the_hidden_size_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
