@@ -3,7 +3,8 @@
 Usage: python tests/benchmarks/language_quality.py MODEL CALIBRATION_TEXTS EVAL_TEXTS [--methods fusion_calibrated flap
 ...] [--widths 0.75 0.5 0.25] [--device cuda]. Texts are what `read_texts` takes. A method is a key of `METHODS`; with
 `+auto` behind it, widths are searched for (`width="auto:0.5"`), with `+output`, fusion chooses units by the output's
-error and not by the loss (`metric="output"`). All methods see the same rows. Prints a line each.
+error and not by the loss (`metric="output"`). All methods see the same rows. Prints a line each. With `--choices 400`
+lm-evaluation-harness asks 400 multiple choices made of the texts measured on as well (`choices.py`).
 """
 
 import argparse
@@ -11,6 +12,7 @@ import time
 import warnings
 
 import torch
+from choices import accuracy
 
 from hf_mlp_fusion import FusionConfig, FusionError, FusionWarning
 from hf_mlp_fusion.baselines import METHODS, reduce_model
@@ -41,6 +43,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--length", type=int, default=128, help="tokens of such a row")
     parser.add_argument("--block", type=int, default=512, help="tokens of a row to measure on")
+    parser.add_argument("--choices", type=int, default=0, help="multiple choices to ask")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", FusionWarning)
@@ -52,10 +55,17 @@ if __name__ == "__main__":
     calibration = make_batches(model, tokenizer, read_texts(arguments.calibration), samples=samples, **sizes)
     held_out = read_texts(arguments.evaluation)
     rows = make_batches(model, tokenizer, held_out, samples=BLOCKS, max_length=arguments.block, batch_size=8)
+
+    def chosen(model):
+        if not arguments.choices:
+            return ""
+        right, error = accuracy(model, tokenizer, held_out, arguments.choices)
+        return f"{right:.1%} ± {error:.1%} right"
+
     unfused, parameters = language_loss(model, rows).perplexity, model.num_parameters()
-    print(f"unfused: perplexity {unfused:.2f}, {parameters:,} parameters", flush=True)
-    print("| method | width | perplexity, times | parameters | share | seconds |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    print(f"unfused: perplexity {unfused:.2f}, {parameters:,} parameters {chosen(model)}", flush=True)
+    print("| method | width | perplexity, times | parameters | share | choices | seconds |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     for width in arguments.widths:
         for name in arguments.methods:
             method, *how = name.split("+")
@@ -71,5 +81,5 @@ if __name__ == "__main__":
             seconds, count = time.perf_counter() - started, small.num_parameters()
             times = language_loss(small, rows).perplexity / unfused
             share = f"{count:,} | {count / parameters:.1%}"
-            print(f"| {name} | {width} | {times:,.3f} | {share} | {seconds:.1f} |", flush=True)
+            print(f"| {name} | {width} | {times:,.3f} | {share} | {chosen(small)} | {seconds:.1f} |", flush=True)
             del small
