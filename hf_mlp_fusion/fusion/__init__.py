@@ -7,7 +7,7 @@ from .calibrate import calibrate_model
 from .calibration import SAMPLED, calibration_batches, first_rows
 from .checks import check_finite, check_reducible, check_whole
 from .driver import LayerReducer, Method, build_smaller, reduce_ffns, reduction_work
-from .enough import SAMPLES, TOKENS, enough_rows
+from .enough import enough_rows
 from .foresight import reduction_bytes
 from .fuse import cost_of_no_data, few_tokens, fuse_model
 from .kernel_size import calibrate_ntk
@@ -20,8 +20,6 @@ from .statistics import Statistics
 
 __all__ = [
     "SAMPLED",
-    "SAMPLES",
-    "TOKENS",
     "LayerFuser",
     "LayerReducer",
     "Method",
