@@ -47,8 +47,10 @@ def check_memory(
     stages = {}
     if batches or statistics:
         moments = max(
-            sum(moment_bytes(ffn, width if config.selection == "clusters" else ffn.width) for ffn, width in layer)
-            for _, layer in itertools.groupby(todo, key=lambda item: (item[0].stack, item[0].layer))
+            sum(moment_bytes(ffn, width if config.selection == "clusters" else ffn.width) for ffn, width in together)
+            for _, together in itertools.groupby(
+                todo, key=lambda item: item[0].name if statistics else (item[0].stack, item[0].layer)
+            )
         )
         selection = max(reduction_bytes(ffn, width, config, calibrated=True) for ffn, width in todo)
     if batches:

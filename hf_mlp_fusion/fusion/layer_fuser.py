@@ -101,15 +101,10 @@ class LayerFuser:
         """
         if self.source is None:
             self._cluster(group)
-        elif group[0][0].name not in self._ready:
-            if group[0][0].name not in self._moments:
-                self._collect(group[0][0], self.source)
-            chunk = [ffn for ffn, _ in self.todo if ffn.name in self._moments]
-            if not self._clusters:
-                self._spare_rare(chunk, self.source)
-                self._eliminate(chunk, self._widths)
-            self._ready = {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn in chunk}
-            self._tell_errors(chunk, self.source)
+        else:
+            for ffn, _ in group:
+                if ffn.name not in self._ready:
+                    self._refit(ffn, self.source)
         made = {ffn.name: self._ready.pop(ffn.name) for ffn, _ in group}
         power = self.config.power
         assert not isinstance(power, str), "the recipe is resolved"
@@ -122,6 +117,17 @@ class LayerFuser:
             start = [ffn.name for ffn, _ in self.todo].index(missing[0].name)
             count = max(len(missing), at_once(missing[0]))
             self._ready |= cluster_all(self.todo[start : start + count], self.config)
+
+    def _refit(self, first: FFN, source: MomentSource) -> None:
+        """Fuses an FFN with data, and those whose moments are held with its own."""
+        if first.name not in self._moments:
+            self._collect(first, source)
+        chunk = [ffn for ffn, _ in self.todo if ffn.name in self._moments]
+        if not self._clusters:
+            self._spare_rare(chunk, source)
+            self._eliminate(chunk, self._widths)
+        self._ready |= {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn in chunk}
+        self._tell_errors(chunk, source)
 
     def _spare_rare(self, ffns: Sequence[FFN], source: MomentSource) -> None:
         """Fuses experts that saw too few tokens to choose units by as without data, and takes the moments of that."""
@@ -137,7 +143,7 @@ class LayerFuser:
 
     def _tell_errors(self, ffns: Sequence[FFN], source: MomentSource) -> None:
         """Takes the errors of FFNs on data that they were not calibrated on."""
-        units = {name: item.weights.weights for name, item in self._ready.items()}
+        units = {ffn.name: self._ready[ffn.name].weights.weights for ffn in ffns}
         for name, moments in source.held_out(self.model, ffns, units).items():
             item = self._ready[name]
             weights = item.weights.weights
@@ -186,12 +192,12 @@ class LayerFuser:
                 self._eliminations |= dict(zip(some, found, strict=True))
 
     def _collect(self, first: FFN, source: MomentSource) -> None:
-        """Takes the moments of as many layers, from this one on, as may be held at once."""
+        """Takes the moments of as many FFNs, from this one on, as may be held at once; of a layer all, by a pass."""
         names = [ffn.name for ffn, _ in self.todo]
         coming = self.todo[names.index(first.name) :]
         chunk: list[tuple[FFN, int]] = []
         size, room = 0, min(_MOMENT_BYTES, spare_bytes(self.model.device))
-        for _, layer in itertools.groupby(coming, key=lambda item: (item[0].stack, item[0].layer)):
+        for _, layer in itertools.groupby(coming, key=lambda item: source.pass_of(item[0])):
             ffns = list(layer)
             size += sum(moment_bytes(ffn, width if self._clusters else ffn.width) for ffn, width in ffns)
             if chunk and size > room:

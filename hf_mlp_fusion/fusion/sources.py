@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,6 +24,9 @@ __all__ = ["MomentSource", "RowSource", "StatisticsSource", "recipe_for"]
 
 class MomentSource(Protocol):
     """What gives moments of the FFNs of a model."""
+
+    def pass_of(self, ffn: FFN) -> Hashable:
+        """What FFNs have in common whose moments are best taken together."""
 
     def metrics(self, model: PreTrainedModel, ffns: Sequence[FFN], seed: int) -> Mapping[str, Tensor]:
         """Factors of the metric of the loss, as `loss_metrics` gives them."""
@@ -50,6 +53,10 @@ class RowSource:
 
     rows: Sequence[Batch]
     rest: Sequence[Batch] = ()
+
+    def pass_of(self, ffn: FFN) -> Hashable:
+        """The layer."""
+        return ffn.stack, ffn.layer
 
     def metrics(self, model: PreTrainedModel, ffns: Sequence[FFN], seed: int) -> Mapping[str, Tensor]:
         """By a backward pass."""
@@ -79,6 +86,10 @@ class StatisticsSource:
 
     statistics: Statistics
     device: torch.device | None = None
+
+    def pass_of(self, ffn: FFN) -> Hashable:
+        """The FFN itself: each has a file."""
+        return ffn.name
 
     def metrics(self, model: PreTrainedModel, ffns: Sequence[FFN], seed: int) -> Mapping[str, Tensor]:
         """Those in the files, whatever the seed."""

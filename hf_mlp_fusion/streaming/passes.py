@@ -37,7 +37,7 @@ def parameters_of(group: Sequence[tuple[FFN, int]]) -> list[str]:
 def group_bytes(
     stored: StoredModel, group: Sequence[tuple[FFN, int]], config: FusionConfig, *, calibrated: bool
 ) -> int:
-    """Memory that reducing an FFN, or a stack of experts, takes: its weights, its moments, and what is made of them.
+    """Memory that reducing an FFN, or a stack of experts, takes: weights, moments of one, and what is made of them.
 
     Args:
         stored: The checkpoint.
@@ -46,7 +46,7 @@ def group_bytes(
         calibrated: Whether there are statistics.
     """
     weights = sum(stored.wanted[name].nbytes for name in parameters_of(group))
-    moments = sum(moment_bytes(ffn, ffn.width) for ffn, _ in group) if calibrated else 0
+    moments = max(moment_bytes(ffn, ffn.width) for ffn, _ in group) if calibrated else 0
     return weights + moments + max(reduction_bytes(ffn, width, config, calibrated=calibrated) for ffn, width in group)
 
 

@@ -166,8 +166,9 @@ def main() -> None:
         ffn, quarter, config = model.ffn(), units // 4, FusionConfig(width=0.25)
         moments, stack = moment_bytes(ffn, units), model.experts * model.ffn_bytes
         work = {known: reduction_bytes(ffn, quarter, config, calibrated=known) for known in (False, True)}
-        plain = 1.5e9 + (2 if model.experts > 1 else 1) * stack + work[False]
-        known = 1.5e9 + stack + model.experts * moments + work[True]
+        read = (2 if model.experts > 1 else 1) * stack  # a converted parameter beside its parts
+        plain = 1.5e9 + read + work[False]
+        known = 1.5e9 + max(read, stack + moments + work[True])
         hours = [model.ffns * seconds(units, hidden) / 3600 for seconds in (ward_seconds, drop_seconds)]
         gpu = model.ffns * GPU_SECONDS * operations(units, hidden) / 3600
         print(f"| {model.name} | memory, a process | {plain / 1e9:.0f} GB | {known / 1e9:.0f} GB |")

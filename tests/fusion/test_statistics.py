@@ -13,7 +13,7 @@ from tiny_batches import batches
 
 from hf_mlp_fusion import FusionConfig, FusionError, fuse_model
 from hf_mlp_fusion.families import FAMILIES
-from hf_mlp_fusion.fusion import Statistics, StatisticsSource
+from hf_mlp_fusion.fusion import Statistics, StatisticsSource, layer_fuser
 from hf_mlp_fusion.fusion.calibrate import calibrate_model
 from hf_mlp_fusion.modeling.find import find_ffns
 
@@ -38,6 +38,27 @@ def test_fusing_on_statistics_is_fusing_on_the_rows(family, width, tmp_path):
     config = FusionConfig(width=width, ntk="none", multiple_of=8, targets="all")
     statistics = calibrate_model(model, tmp_path, data)
     same(fuse_model(model, config, calibration=statistics), fuse_model(model, config, calibration=data))
+
+
+@pytest.mark.parametrize("width", [32, "auto:0.5"])
+@pytest.mark.parametrize("name", ["mixtral", "switch_transformers"])
+def test_experts_are_taken_one_by_one(name, width, tmp_path, monkeypatch):
+    """Of a stack the moments of one expert are in memory, and the result is the same."""
+    model = tiny_family_model(FAMILIES[name])
+    config = FusionConfig(width=width, ntk="none", multiple_of=8, targets="all")
+    statistics = calibrate_model(model, tmp_path, batches(model, count=40))
+    expected = fuse_model(model, config, calibration=statistics)
+    taken = []
+    known = StatisticsSource.moments
+
+    def watched(self, model, ffns, units=None):
+        taken.append(len(ffns))
+        return known(self, model, ffns, units)
+
+    monkeypatch.setattr(layer_fuser, "_MOMENT_BYTES", 1)
+    monkeypatch.setattr(StatisticsSource, "moments", watched)
+    same(fuse_model(model, config, calibration=statistics), expected)
+    assert set(taken) == {1}
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
