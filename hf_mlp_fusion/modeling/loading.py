@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from ..errors import (
 )
 from ..files import available_bytes, check_exists, check_readable, check_room, files_like
 from .classes import find_class
+from .held_back import held_back
 from .loading_checks import check_nothing_missing
 
 __all__ = ["fits", "load_fused_model", "load_stock_model", "load_whole", "read_config", "stock_class", "stored_bytes"]
+
+logger = logging.getLogger(__name__)
 
 _LEAVES = 0.7  # of the memory, to weights
 
@@ -145,10 +149,22 @@ def load_whole(
         check_room(stored, torch.device(device), f"loading {name_or_path}", "free some, or raise the limit")
         if device != "cpu":
             kwargs["device_map"] = {"": device}
+    with held_back() as messages:
+        model, info = _loaded(cls, name_or_path, dtype=dtype, **kwargs)
+        headless = not new_head and _lacks_its_head(model, info["missing_keys"])
+        if headless:  # what they say is of the head that is not there
+            messages.clear()
+    if headless:
+        # Sentence encoders often name the head that they were pretrained with, and have their body alone.
+        logger.info("%s has nothing of the head of a %s: its body is loaded", name_or_path, type(model).__name__)
+        return load_whole(AutoModel, name_or_path, dtype=dtype, device=device, places=places, **kwargs)
+    check_nothing_missing(model, info, name_or_path, new_head=new_head)
+    return model
+
+
+def _loaded(cls: Any, name_or_path: str, **kwargs: Any) -> tuple[Any, Any]:
     try:
-        model, info = cls.from_pretrained(
-            name_or_path, dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs
-        )
+        return cls.from_pretrained(name_or_path, use_safetensors=True, output_loading_info=True, **kwargs)
     except Exception as error:
         # safetensors has its own exception type, and transformers raises RuntimeError on shape mismatches.
         if is_memory_shortage(error):
@@ -163,11 +179,6 @@ def load_whole(
                 "model.save_pretrained() in an environment that you trust it in"
             ) from error
         raise BrokenCheckpointError(f"{name_or_path} could not be loaded: {_first_line(error)}") from error
-    if not new_head and _lacks_its_head(model, info["missing_keys"]):
-        # Sentence encoders often name the head that they were pretrained with, and have their body alone.
-        return load_whole(AutoModel, name_or_path, dtype=dtype, device=device, places=places, **kwargs)
-    check_nothing_missing(model, info, name_or_path, new_head=new_head)
-    return model
 
 
 def _lacks_its_head(model: PreTrainedModel, missing: Iterable[str]) -> bool:

@@ -1,6 +1,7 @@
 """What commands load is whole, or refused by name: nothing is made up, and no fault is told as another."""
 
 import json
+import logging
 
 import pytest
 import transformers
@@ -167,8 +168,18 @@ def test_a_body_under_the_name_of_a_head_is_loaded_as_the_body(tmp_path):
     model.bert.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.warns(FusionWarning, match="pooler"):  # a masked language model has none
-        loaded = load_stock_model(str(tmp_path))
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        with pytest.warns(FusionWarning, match="pooler"):  # a masked language model has none
+            loaded = load_stock_model(str(tmp_path))
+        assert "cls.predictions" not in "".join(said)  # a head that is MISSING frightens
+        load_whole(transformers.AutoModelForSequenceClassification, str(tmp_path), new_head=True, num_labels=2)
+        assert "classifier.weight" in "".join(said)
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
     assert type(loaded).__name__ == "BertModel"
     weights = model.bert.state_dict()
     assert all(tensor.equal(loaded.state_dict()[name]) for name, tensor in weights.items())
