@@ -12,7 +12,9 @@ from tiny_text import tiny_texts, tiny_tokenizer
 
 from hf_mlp_fusion import FusionConfig, FusionWarning, fuse_model
 from hf_mlp_fusion.cli.tune import tune
-from hf_mlp_fusion.errors import DataError
+from hf_mlp_fusion.errors import DataError, UnsupportedModelError
+from hf_mlp_fusion.export import export_plain
+from hf_mlp_fusion.modeling.loading import load_stock_model
 from hf_mlp_fusion.training import TARGETS, tune_model
 from hf_mlp_fusion.training.targets import learning_rate_for
 
@@ -193,3 +195,17 @@ def test_the_command_has_the_defaults_of_the_function():
     names = {"lr": "learning_rate"}
     for name in ("target", "train", "epochs", "steps", "lr", "batch_size", "max_length", "seed"):
         assert options[name].default == parameters[names.get(name, name)].default, name
+
+
+@pytest.mark.parametrize("target", ["logits", "hidden_states"])
+def test_in_stages_the_first_original_teaches(target, tmp_path):
+    """Fused, exported, fused again: what was fused last is narrower than the teacher."""
+    model = tiny_model("gpt2")
+    export_plain(fuse_model(model, FusionConfig(width=48)), tmp_path)
+    between = load_stock_model(str(tmp_path))
+    fused = fuse_model(between, FusionConfig(width=32))
+    options = {"target": target, "steps": 3, "max_length": 12}
+    assert tune_model(fused, model, tiny_texts(60), tiny_tokenizer("gpt2"), **options).after.mean > 0
+    wide = fuse_model(model, FusionConfig(width=32))
+    with pytest.raises(UnsupportedModelError, match=r"shape \(16, 48, 16\), the original's had \(16, 64, 16\)"):
+        tune_model(wide, between, tiny_texts(60), tiny_tokenizer("gpt2"), **options)
