@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from benchmarks.choices import write_task
 from conftest import tiny_model
 from tiny_text import tiny_texts, tiny_tokenizer
 
@@ -14,17 +15,6 @@ from hf_mlp_fusion import FusionConfig, fuse_model
 
 # Instead of `lm_eval run ...`: the harness has no option that imports a package.
 LINE = "import hf_mlp_fusion; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
-TASK = """
-task: tiny
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {rows}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{text}}}}"
-doc_to_choice: ["w1", "w2"]
-doc_to_target: label
-metric_list: [{{metric: acc}}]
-"""
 
 
 @pytest.mark.every
@@ -33,10 +23,9 @@ def test_lm_eval_sees_the_fused_model(tmp_path):
     model, tokenizer = fuse_model(tiny_model("gpt2"), FusionConfig(width=16)), tiny_tokenizer("gpt2")
     model.save_pretrained(tmp_path / "fused")
     tokenizer.save_pretrained(tmp_path / "fused")
-    rows = [{"text": text, "label": index % 2} for index, text in enumerate(tiny_texts(6))]
+    rows = [{"start": text, "ends": ["w1", "w2"], "label": index % 2} for index, text in enumerate(tiny_texts(6))]
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "tasks" / "tiny.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
+    write_task(tmp_path / "tasks", "tiny", rows, "acc")
     options = "run --model hf --model_args pretrained=fused --tasks tiny --include_path tasks --device cpu"
     command = [sys.executable, "-c", LINE, *options.split(), "--log_samples", "--output_path", "results"]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
@@ -45,7 +34,7 @@ def test_lm_eval_sees_the_fused_model(tmp_path):
     right = 0
     (samples,) = (tmp_path / "results").rglob("samples_tiny_*.jsonl")
     for sample in map(json.loads, samples.read_text().splitlines()):
-        ids = torch.tensor([tokenizer(sample["doc"]["text"]).input_ids])
+        ids = torch.tensor([tokenizer(sample["doc"]["start"]).input_ids])
         with torch.no_grad():
             logits = model(ids).logits[0, -1].log_softmax(-1)
         expected = logits[tokenizer.convert_tokens_to_ids(["w1", "w2"])]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.choices import write_task
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from hf_mlp_fusion.data import make_batches, read_texts
@@ -16,17 +17,6 @@ from hf_mlp_fusion.measure import language_loss
 pytestmark = pytest.mark.real
 DATA = Path(__file__).parents[2] / "shared" / "data"
 LINE = "import hf_mlp_fusion; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
-TASK = """
-task: endings
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {rows}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{start}}}}"
-doc_to_choice: "{{{{endings}}}}"
-doc_to_target: label
-metric_list: [{{metric: acc}}]
-"""
 
 
 def sentences(split, count):
@@ -83,12 +73,11 @@ def test_lm_eval_judges_the_fused_smollm2(smollm2, tmp_path):
     starts, ends = ([" ".join(text[part]) for text in words if len(text) > 15] for part in (slice(8), slice(8, 16)))
     others = ends[1:] + ends[:1]
     rows = [
-        {"start": start, "endings": [end, other][:: 1 if number % 2 else -1], "label": (number + 1) % 2}
+        {"start": start, "ends": [end, other][:: 1 if number % 2 else -1], "label": (number + 1) % 2}
         for number, (start, end, other) in enumerate(zip(starts, ends, others, strict=True))
     ][:80]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "endings.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
+    write_task(tmp_path / "tasks", "endings", rows, "acc")
     scores = []
     for folder in smollm2:
         options = f"run --model hf --model_args pretrained={folder},dtype=float32 --tasks endings --device cpu"

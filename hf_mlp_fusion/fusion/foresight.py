@@ -16,6 +16,7 @@ from .calibration import moments_work
 from .driver import reduction_work
 from .layer_fuser import moment_bytes
 from .loss_metric import metric_bytes, metric_rows, metric_work
+from .sources import MomentSource
 
 __all__ = ["check_memory", "fusion_work", "reduction_bytes"]
 
@@ -27,7 +28,7 @@ def check_memory(
     batches: Sequence[Batch],
     samples: Sequence[Batch],
     *,
-    statistics: bool,
+    source: MomentSource | None,
     inplace: bool,
 ) -> None:
     """Checks that there is the memory that a calibrated fusion takes at least, its batches cut as far as they may be.
@@ -38,19 +39,18 @@ def check_memory(
         config: The recipe, resolved.
         batches: Calibration data, where the recipe refits.
         samples: Rows on which kernels are matched, where they are.
-        statistics: Whether moments come from files instead.
+        source: What moments come from: these batches, or files instead.
         inplace: Whether the model's tensors are taken over.
 
     Raises:
         MemoryLimitError: There is not.
     """
     stages = {}
-    if batches or statistics:
+    if source is not None:
+        groups = itertools.groupby(todo, key=lambda item: source.pass_of(item[0]))
         moments = max(
             sum(moment_bytes(ffn, width if config.selection == "clusters" else ffn.width) for ffn, width in together)
-            for _, together in itertools.groupby(
-                todo, key=lambda item: item[0].name if statistics else (item[0].stack, item[0].layer)
-            )
+            for _, together in groups
         )
         selection = max(reduction_bytes(ffn, width, config, calibrated=True) for ffn, width in todo)
     if batches:
@@ -59,7 +59,7 @@ def check_memory(
         if config.metric == "loss":
             longest = row_bytes(model, max(map(longest_input, metric_rows(batches))), gradients=True)
             stages["metric='output' needs less"] = metric_bytes(ffn for ffn, _ in todo) + longest
-    elif statistics:
+    elif source is not None:
         stages["fuse --stream needs less"] = moments + selection
     if samples:
         widest = max(ffn.width + max(ffn.hidden_size, ffn.output_size) for ffn, _ in todo)

@@ -97,7 +97,7 @@ def fuse_model(
         statistics.check(model, [ffn for ffn, _ in todo])
         source = StatisticsSource(statistics)
     costly = cost_of_no_data(model, [ffn for ffn, _ in todo]) if source is None else None
-    check_memory(model, todo, config, batches or [], samples, statistics=statistics is not None, inplace=inplace)
+    check_memory(model, todo, config, batches or [], samples, source=source, inplace=inplace)
 
     def prepare(working: PreTrainedModel, todo: Sequence[tuple[FFN, int]], config: FusionConfig) -> LayerReducer:
         return LayerFuser(working, todo, config, source)

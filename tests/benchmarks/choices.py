@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 TASK = """
-task: second_halves
+task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {rows}}}}}
 test_split: test
@@ -14,8 +14,22 @@ output_type: multiple_choice
 doc_to_text: "{{{{start}}}}"
 doc_to_choice: "{{{{ends}}}}"
 doc_to_target: label
-metric_list: [{{metric: acc_norm}}]
+metric_list: [{{metric: {metric}}}]
 """
+
+
+def write_task(folder, name, items, metric):
+    """Writes a task of multiple choices for lm-evaluation-harness, and its rows, into a folder.
+
+    Args:
+        folder: The folder, which is there.
+        name: The task's name.
+        items: Rows with `start`, `ends` to choose from, and `label`, the number of the right one.
+        metric: The harness's name of what is told.
+    """
+    rows = folder / f"{name}.jsonl"
+    rows.write_text("\n".join(map(json.dumps, items)))
+    (folder / f"{name}.yaml").write_text(TASK.format(name=name, rows=rows, metric=metric))
 
 
 def halves(texts, count, choices=4):
@@ -53,9 +67,7 @@ def accuracy(model, tokenizer, texts, count):
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = folder / "rows.jsonl"
-        rows.write_text("\n".join(map(json.dumps, halves(texts, count))))
-        (folder / "second_halves.yaml").write_text(TASK.format(rows=rows))
+        write_task(folder, "second_halves", halves(texts, count), "acc_norm")
         found = simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16),
             tasks=["second_halves"],

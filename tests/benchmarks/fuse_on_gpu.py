@@ -6,8 +6,7 @@
 without data and calibrated on 512 rows of 128 random tokens, by `fuse_model`. `large` is a Llama of 3.2 billion
 parameters (28 layers of 8,192 × 3,072) in bfloat16, written to FOLDER/model, calibrated there layer by layer on 256
 rows (FOLDER/statistics) and fused to a quarter (FOLDER/fused). All weights are random. `--tiny` tries the script.
-Prints
-seconds and the GPU's peak of memory, of all that torch reserved.
+Prints seconds and the GPU's peak of memory, of all that torch reserved.
 """
 
 from __future__ import annotations

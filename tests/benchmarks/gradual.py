@@ -8,12 +8,10 @@ fused again; the steps are shared out evenly. Prints perplexities of EVAL as mul
 
 import argparse
 import tempfile
-import warnings
 
-from transformers.utils import logging as transformers_logging
+from healing import opened
 
 from hf_mlp_fusion import FusionConfig, fuse_model
-from hf_mlp_fusion.data import load_tokenizer, make_batches, read_texts
 from hf_mlp_fusion.export import export_plain
 from hf_mlp_fusion.measure import language_loss
 from hf_mlp_fusion.modeling.loading import load_stock_model
@@ -30,17 +28,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="in all")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--samples", type=int, default=512, help="rows to calibrate on")
+    parser.add_argument("--calibration", type=int, default=512, help="rows to calibrate on")
+    parser.add_argument("--blocks", type=int, default=96, help="rows to measure on")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    tokenizer, texts = load_tokenizer(options.model), read_texts(options.texts)
-    model = load_stock_model(options.model, dtype="float32", device=options.device)
-    rows = {"max_length": options.length, "batch_size": 16}
-    calibration = make_batches(model, tokenizer, texts, samples=options.samples, **rows)
-    held_out = make_batches(model, tokenizer, read_texts(options.eval), samples=96, **rows)
+    tokenizer, texts, model, calibration, held_out = opened(options)
     unfused = language_loss(model, held_out).perplexity
     for seed in range(options.seeds):
         for stages in (options.stages[-1:], options.stages):

@@ -30,6 +30,19 @@ from hf_mlp_fusion.training import tune_model
 RECIPE = ("clustering", "selection", "refit", "ntk", "targets")
 
 
+def opened(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    """The tokenizer, texts to heal on, the model, rows to calibrate on, and rows held out; only errors are said."""
+    warnings.simplefilter("ignore")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    tokenizer, texts = load_tokenizer(options.model), read_texts(options.texts)
+    model = load_stock_model(options.model, dtype="float32", device=options.device)
+    length = {"max_length": options.length}
+    held_out = make_batches(model, tokenizer, read_texts(options.eval), samples=options.blocks, **length)
+    calibration = make_batches(model, tokenizer, texts, samples=options.calibration, **length)
+    return tokenizer, texts, model, calibration, held_out
+
+
 def main() -> None:
     """Runs what is asked for and prints a row a run."""
     parser = argparse.ArgumentParser()
@@ -53,14 +66,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", help="a file to add a JSON line a run to")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    tokenizer, texts = load_tokenizer(options.model), read_texts(options.texts)
-    model = load_stock_model(options.model, dtype="float32", device=options.device)
-    length = {"max_length": options.length}
-    held_out = make_batches(model, tokenizer, read_texts(options.eval), samples=options.blocks, **length)
-    calibration = make_batches(model, tokenizer, texts, samples=options.calibration, **length)
+    tokenizer, texts, model, calibration, held_out = opened(options)
     unfused, size = language_loss(model, held_out).perplexity, model_size(model).parameters
     print(f"unfused: perplexity {unfused:.3f}, {size:,} parameters")
     print(
@@ -79,7 +85,8 @@ def main() -> None:
         )
         for target, train, rate, rows, steps, seed in itertools.product(*choices):
             healed = copy.deepcopy(fused)
-            arguments = {"batch_size": int(rows), "steps": int(steps), "seed": int(seed), **length}
+            arguments = {"batch_size": int(rows), "steps": int(steps), "seed": int(seed)}
+            arguments |= {"max_length": options.length}
             tune_model(
                 healed, model, texts, tokenizer, target=target, train=train, learning_rate=float(rate), **arguments
             )

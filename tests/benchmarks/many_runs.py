@@ -43,11 +43,12 @@ from transformers.utils import logging as transformers_logging
 from hf_mlp_fusion import FusionConfig, fuse_model
 from hf_mlp_fusion.baselines import reduce_model
 from hf_mlp_fusion.bench.glue import GLUE
+from hf_mlp_fusion.fusion.enough import TOKENS
 from hf_mlp_fusion.metrics import load
 from hf_mlp_fusion.training import TARGETS, TuningTrainer
 
 EPOCHS, BATCH, WARMUP, CALIBRATION, WINDOW, LONGEST = 3, 32, 0.06, 512, 20, 128
-TOKENS, ROWS, TUNING_EPOCHS = 65536, {"sst2": 8000}, 3
+ROWS, TUNING_EPOCHS = {"sst2": 8000}, 3
 RECIPE = FusionConfig(width=0.25, layers="last:8")
 FORMS = {
     "P-matched": {"power": 1.0, "ntk": "match"},
