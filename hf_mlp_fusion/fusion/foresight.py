@@ -107,7 +107,7 @@ def fusion_work(
         batches: Calibration data, where the recipe refits.
         samples: Rows on which kernels are matched, where they are.
     """
-    work = reduction_work(todo) + 2 * kernel_work(model, samples)
+    work = reduction_work(todo) * (1 if config.auto_share is None else 2) + 2 * kernel_work(model, samples)
     if batches:
         work += metric_work(model, batches) if config.metric == "loss" else 0.0
         held = sum(moment_bytes(ffn, ffn.width) for ffn, _ in todo)

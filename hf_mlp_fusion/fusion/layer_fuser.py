@@ -7,20 +7,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data import spare_bytes
+from ..data import Progress, spare_bytes
 from ..modeling.ffn import FFN
-from ..modeling.find import by_entry
 from ..recipe import FusionConfig
 from ..tensors import (
     RIDGE,
-    Elimination,
     Fusion,
     Moments,
-    allocate_widths,
     assign_units,
     eliminate,
     inertia,
@@ -28,6 +24,8 @@ from ..tensors import (
     select_units,
 )
 from .clustered import at_once, cluster, cluster_all
+from .courses import Course, fewest_units, share_out
+from .driver import reduction_work
 from .receipts import ReducedFFN
 from .sources import MomentSource
 
@@ -77,11 +75,12 @@ class LayerFuser:
         self._ready: dict[str, ReducedFFN[Fusion]] = {}
         self._plain: dict[str, ReducedFFN[Fusion]] = {}
         self._moments: dict[str, Moments | None] = {}
-        self._eliminations: dict[str, Elimination] = {}
+        self._courses: dict[str, Course] = {}
         self._metrics: dict[str, Tensor] = {}
-        if config.metric == "loss" and source is not None:
+        if self._by_loss and source is not None and not source.settled:  # those are read when they are needed
             self._metrics = dict(source.metrics(model, [ffn for ffn, _ in todo], config.seed))
         self._widths = {ffn.name: width for ffn, width in todo}
+        self._fewest = {ffn.name: fewest_units(ffn, config) for ffn, _ in todo}
         if config.auto_share is not None and source is not None:
             self._search_widths(config.auto_share, source)
 
@@ -125,7 +124,7 @@ class LayerFuser:
         chunk = [ffn for ffn, _ in self.todo if ffn.name in self._moments]
         if not self._clusters:
             self._spare_rare(chunk, source)
-            self._eliminate(chunk, self._widths)
+            self._eliminate(chunk, self._widths, source)
         self._ready |= {ffn.name: self._fuse(ffn, self._widths[ffn.name]) for ffn in chunk}
         self._tell_errors(chunk, source)
 
@@ -152,44 +151,49 @@ class LayerFuser:
             self._ready[name] = replace(item, calibration_error=error if item.tokens else None)
 
     def _search_widths(self, share: float, source: MomentSource) -> None:
-        """Gives each FFN the width that its error curve asks for; the errors add up over tokens and FFNs."""
-        groups = by_entry(ffn for ffn, _ in self.todo)  # the experts of a stack get one width
-        step = self.config.multiple_of
-        narrowest = {ffn.name: min(step, ffn.width) for ffn, _ in self.todo}
-        counts: dict[str, int] = {}
-        for ffn, _ in self.todo:
-            if ffn.name not in counts:
-                if ffn.name not in self._moments:
-                    self._collect(ffn, source)
-                self._eliminate([ffn for ffn, _ in self.todo if ffn.name in self._moments], narrowest)
-                counts |= {name: 0 if item is None else item.count for name, item in self._moments.items()}
-        rises = []
-        for group in groups:
-            drops = group[0].width - narrowest[group[0].name]
-            rise = torch.zeros(drops + 1, dtype=torch.float64)
-            for ffn in group:
-                if ffn.name in self._eliminations:
-                    rise += counts[ffn.name] * self._eliminations[ffn.name].rise.cpu()
-            rises.append(rise)
-        full, sizes = [group[0].width for group in groups], [len(group) for group in groups]
-        budget = round(share * sum(ffn.width for ffn, _ in self.todo))
-        found = allocate_widths(rises, full, budget, step, sizes)
-        self._widths = {ffn.name: width for group, width in zip(groups, found, strict=True) for ffn in group}
+        """Gives each FFN the width that the course of its elimination asks for."""
+        ffns = [ffn for ffn, _ in self.todo]
+        with Progress(len(ffns), "widths", work=reduction_work(self.todo)) as progress:
+            for ffn in ffns:
+                if ffn.name not in self._courses and ffn.name not in self._moments:
+                    self._know([ffn], self._fewest, source)
+                    if ffn.name not in self._courses:
+                        self._collect(ffn, source)
+                        self._eliminate([ffn for ffn in ffns if ffn.name in self._moments], self._fewest, source)
+                progress.update()
+        self._widths = share_out(ffns, self._courses, round(share * sum(ffn.width for ffn in ffns)), self.config)
         if len(self._moments) < len(self.todo):  # of the last layers alone: what comes first needs its own again
-            self._moments, self._eliminations = {}, {}
+            self._moments = {}
+            if not source.settled:
+                self._courses = {}
 
-    def _eliminate(self, ffns: Sequence[FFN], widths: Mapping[str, int]) -> None:
+    def _eliminate(self, ffns: Sequence[FFN], widths: Mapping[str, int], source: MomentSource) -> None:
         """Drops the units of FFNs one by one, those of one width together; of those where that is not done yet."""
-        todo = [ffn for ffn in ffns if ffn.name not in self._eliminations and ffn.name not in self._plain]
-        seen = {ffn.name: moments for ffn in todo if (moments := self._moments[ffn.name]) is not None}
+        self._know(ffns, widths, source)
+        todo = [ffn for ffn in ffns if ffn.name not in self._courses and ffn.name not in self._plain]
+        seen = {ffn: moments for ffn in todo if (moments := self._moments[ffn.name]) is not None}
         for width in sorted({moments.width for moments in seen.values()}):
-            names = [name for name, moments in seen.items() if moments.width == width]
+            alike = [ffn for ffn, moments in seen.items() if moments.width == width]
             size = max(1, _ELIMINATION_BYTES // (16 * width**2))
-            for some in (names[start : start + size] for start in range(0, len(names), size)):
-                narrowest = min(widths[name] for name in some)
-                metrics = [self._metrics.get(name) for name in some]
-                found = eliminate([seen[name] for name in some], narrowest, metrics=metrics)
-                self._eliminations |= dict(zip(some, found, strict=True))
+            for some in (alike[start : start + size] for start in range(0, len(alike), size)):
+                narrowest = min(widths[ffn.name] for ffn in some)
+                metrics = self._metrics
+                if source.settled:  # the course is kept, and of use for other widths
+                    narrowest = min(narrowest, *(self._fewest[ffn.name] for ffn in some))
+                    metrics = dict(source.metrics(self.model, some, self.config.seed)) if self._by_loss else {}
+                factors = [metrics.get(ffn.name) for ffn in some]
+                found = eliminate([seen[ffn] for ffn in some], narrowest, metrics=factors)
+                for ffn, elimination in zip(some, found, strict=True):
+                    self._courses[ffn.name] = Course(seen[ffn].count, elimination)
+                    source.keep_course(ffn, self.config.metric, self._courses[ffn.name])
+
+    def _know(self, ffns: Sequence[FFN], widths: Mapping[str, int], source: MomentSource) -> None:
+        """Takes the courses that are known already and go down to some widths."""
+        for ffn in ffns:
+            if ffn.name not in self._courses:
+                course = source.course(self.model, ffn, self.config.metric)
+                if course is not None and course.fewest <= widths[ffn.name]:
+                    self._courses[ffn.name] = course
 
     def _collect(self, first: FFN, source: MomentSource) -> None:
         """Takes the moments of as many FFNs, from this one on, as may be held at once; of a layer all, by a pass."""
@@ -211,6 +215,10 @@ class LayerFuser:
         self._moments = {ffn.name: found.get(ffn.name) for ffn, _ in chunk}
 
     @property
+    def _by_loss(self) -> bool:
+        return self.config.metric == "loss"
+
+    @property
     def _clusters(self) -> bool:
         return self.config.selection == "clusters"
 
@@ -222,7 +230,7 @@ class LayerFuser:
             return plain or cluster(ffn, width, self.config)
         if plain is not None:
             return _refitted(plain, moments, self.config)
-        kept = self._eliminations.pop(ffn.name).kept(width)
+        kept = self._courses.pop(ffn.name).elimination.kept(width)
         labels = assign_units(moments, kept)
         weights = ffn.read()
         chosen = select_units(weights, kept.cpu().numpy(), labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,14 +17,21 @@ from ..modeling.ffn import FFN
 from ..recipe import FusionConfig
 from ..tensors import FFNWeights, Moments
 from .calibration import collect_moments
+from .courses import Course
 from .loss_metric import loss_metrics
 from .statistics import Statistics
 
 __all__ = ["MomentSource", "RowSource", "StatisticsSource", "recipe_for"]
 
+logger = logging.getLogger(__name__)
+
 
 class MomentSource(Protocol):
     """What gives moments of the FFNs of a model."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether moments stay what they are when FFNs are replaced."""
 
     def pass_of(self, ffn: FFN) -> Hashable:
         """What FFNs have in common whose moments are best taken together."""
@@ -41,6 +49,12 @@ class MomentSource(Protocol):
     ) -> Mapping[str, Moments]:
         """Moments on data that the others are not of; of no FFN where there are none."""
 
+    def course(self, model: PreTrainedModel, ffn: FFN, metric: str) -> Course | None:
+        """How the elimination of an FFN's units went, if that is known."""
+
+    def keep_course(self, ffn: FFN, metric: str, course: Course) -> None:
+        """Keeps how it went, where that is of use again."""
+
 
 @dataclass(frozen=True)
 class RowSource:
@@ -53,6 +67,7 @@ class RowSource:
 
     rows: Sequence[Batch]
     rest: Sequence[Batch] = ()
+    settled = False
 
     def pass_of(self, ffn: FFN) -> Hashable:
         """The layer."""
@@ -74,6 +89,13 @@ class RowSource:
         """By a pass through the model as it is now."""
         return collect_moments(model, ffns, self.rest, units) if self.rest else {}
 
+    def course(self, model: PreTrainedModel, ffn: FFN, metric: str) -> Course | None:
+        """Never known: moments change with the model."""
+        return None
+
+    def keep_course(self, ffn: FFN, metric: str, course: Course) -> None:
+        """Keeps nothing."""
+
 
 @dataclass(frozen=True)
 class StatisticsSource:
@@ -86,6 +108,7 @@ class StatisticsSource:
 
     statistics: Statistics
     device: torch.device | None = None
+    settled = True
 
     def pass_of(self, ffn: FFN) -> Hashable:
         """The FFN itself: each has a file."""
@@ -116,6 +139,18 @@ class StatisticsSource:
         """On the tokens in the files."""
         samples = {ffn: self.statistics.read_held_out(ffn) for ffn in ffns}
         return {ffn.name: item.moments(ffn, units[ffn.name]) for ffn, item in samples.items() if item is not None}
+
+    def course(self, model: PreTrainedModel, ffn: FFN, metric: str) -> Course | None:
+        """That in the files."""
+        known = self.statistics.read_course(ffn, metric)
+        return None if known is None else known.on(self._device(model))
+
+    def keep_course(self, ffn: FFN, metric: str, course: Course) -> None:
+        """Writes it beside the moments, for other widths, and for other processes; where that may not be, nothing."""
+        try:
+            self.statistics.write_course(ffn, metric, course)
+        except OSError as error:
+            logger.info("%s cannot be written, so units are eliminated again: %s", self.statistics.folder, error)
 
     def _device(self, model: PreTrainedModel) -> torch.device:
         return self.device or (torch.device("cpu") if model.device.type == "meta" else model.device)

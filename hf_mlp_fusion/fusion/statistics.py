@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from ..errors import BrokenCheckpointError
 from ..files import read_object, whole_file, write_text
 from ..modeling.ffn import FFN
-from ..tensors import Moments
+from ..tensors import Elimination, Moments
+from .courses import Course
 from .loss_metric import metric_place
 from .statistics_header import FORMAT, Header, tensor_bytes
 from .watching import TokenSample
@@ -171,6 +172,52 @@ class Statistics:
         if "factor" in tensors:
             self._check(place, "factor", tensors, (ffn.output_size, ffn.output_size), torch.float32)
         return tensors.get("factor")
+
+    def read_course(self, ffn: FFN, metric: str) -> Course | None:
+        """How the elimination of an FFN's units went, on the CPU; None where that is not known of these statistics.
+
+        Args:
+            ffn: The FFN.
+            metric: The metric of the error.
+
+        Raises:
+            BrokenCheckpointError: The file is broken.
+        """
+        name = f"{ffn.name}.course"
+        if not self._path(name).is_file():
+            return None
+        tensors, notes = self._load(name)
+        if notes != self._course_notes(ffn, metric):
+            return None
+        drops = len(tensors["order"]) if "order" in tensors else 0
+        for key, shape, dtype in (
+            ("order", (drops,), torch.int64),
+            ("rise", (drops + 1,), torch.float64),
+            ("count", (), torch.int64),
+        ):
+            self._check(name, key, tensors, shape, dtype)
+        order, rise = tensors["order"], tensors["rise"]
+        each_once = set(order.tolist()) <= set(range(ffn.width)) and len(order.unique()) == drops < ffn.width
+        if not (each_once and rise.isfinite().all()):
+            raise BrokenCheckpointError(f"{self._path(name)} is no course of {ffn.width} units: delete it")
+        return Course(int(tensors["count"]), Elimination(ffn.width, order, rise))
+
+    def write_course(self, ffn: FFN, metric: str, course: Course) -> None:
+        """Writes how the elimination of an FFN's units went, whole or not at all.
+
+        Args:
+            ffn: The FFN.
+            metric: The metric of the error.
+            course: How it went.
+        """
+        elimination = course.elimination
+        tensors = {"order": elimination.order, "rise": elimination.rise, "count": torch.tensor(course.tokens)}
+        self._save(f"{ffn.name}.course", tensors, self._course_notes(ffn, metric))
+
+    def _course_notes(self, ffn: FFN, metric: str) -> dict[str, str]:
+        """What a course is of: these moments, and a metric."""
+        _, notes = self._load(ffn.name, "no tensor")
+        return notes | {"rows": self.header.sha256, "seed": str(self.header.seed), "metric": metric}
 
     def check(self, model: PreTrainedModel, ffns: Sequence[FFN]) -> None:
         """Checks that there is what fusing a model needs; shapes and weights are checked as they are read.

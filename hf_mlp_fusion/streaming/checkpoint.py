@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .. import __version__
@@ -124,7 +125,7 @@ def fuse_checkpoint(
     moments = None if known is None else StatisticsSource(known, processes.device)
     widths, each = {ffn.name: width for ffn, width in plan.widths}, config
     if config.auto_share is not None:  # it is shared out, and that is done
-        widths, each = LayerFuser(stock, plan.widths, config, moments).widths, replace(config, width=1.0)
+        widths, each = _search_widths(stock, plan.widths, config, moments, processes), replace(config, width=1.0)
 
     def reduce_group(group: Sequence[tuple[FFN, int]]) -> Mapping[str, ReducedFFN[ReducedWeights]]:
         return LayerFuser(stock, group, each, moments)(group)  # one for each: it looks ahead as far as it may
@@ -177,6 +178,24 @@ def fuse_checkpoint(
             shards.write_index(folder, fused.num_parameters())
             check_folder(folder)
     return report
+
+
+def _search_widths(
+    stock: PreTrainedModel,
+    todo: Sequence[tuple[FFN, int]],
+    config: FusionConfig,
+    moments: StatisticsSource | None,
+    processes: Processes,
+) -> dict[str, int]:
+    """What the share of a recipe becomes for each FFN. Of several processes each eliminates the units of some."""
+    mine: list[list[tuple[FFN, int]]] = []
+    if processes.count > 1:
+        mine = processes.share([[(ffn, ffn.width) for ffn in group] for group in by_entry(ffn for ffn, _ in todo)])
+    with progress_over(sum(map(reduction_work, [*mine, todo])), "Searching widths"):
+        for group in mine:
+            LayerFuser(stock, group, config, moments)  # how its units went is kept with the statistics, for all
+        processes.wait()
+        return LayerFuser(stock, todo, config, moments).widths
 
 
 def _link(path: Path, place: Path) -> None:

@@ -1,7 +1,7 @@
 """How much faster several processes stream a checkpoint than one, on statistics, and whether they make the same.
 
     python tests/benchmarks/stream_processes.py FOLDER [--processes 2] [--layers 8] [--hidden 512] [--units 2048]
-        [--turns 3] [--device cpu]
+        [--turns 3] [--device cpu] [--width 0.25]
 
 Makes the checkpoint and its statistics as `stream.py` does, fuses it in turns with one process and with several, a
 thread each. Prints the seconds that fusing took (libraries not counted), by the clock and of the CPU, of the process
@@ -33,6 +33,7 @@ def main() -> None:
     for name, default in (("processes", 2), ("layers", 8), ("hidden", 512), ("units", 2048), ("turns", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--width", default="0.25", help="or auto:0.25")
     given = parser.parse_args()
     model, statistics = given.folder / "model", given.folder / "statistics"
     if not statistics.exists():
@@ -43,8 +44,10 @@ def main() -> None:
         for count in (1, given.processes):
             out = given.folder / f"fused{count}"
             shutil.rmtree(out, ignore_errors=True)
+            for course in statistics.glob("*.course.safetensors"):  # or the next one had nothing to do
+                course.unlink()
             launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-            command = [*launch, __file__, "--worker", str(model), str(out), str(statistics), given.device]
+            command = [*launch, __file__, "--worker", str(model), str(out), str(statistics), given.device, given.width]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             taken = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
@@ -57,10 +60,11 @@ def main() -> None:
     print(f"{clock:.2f} times less by the clock, {cpu:.2f} of CPU; weights {'equal' if same else 'DIFFER'}")
 
 
-def work(model: str, out: str, statistics: str, device: str) -> None:
+def work(model: str, out: str, statistics: str, device: str, width: str) -> None:
     """One of the processes: prints its seconds and those of its CPU."""
     started, used = time.perf_counter(), time.process_time()
-    fuse_checkpoint(model, out, FusionConfig(width=0.25, ntk="none"), statistics=statistics, device=device)
+    config = FusionConfig(width=width if width.startswith("auto") else float(width), ntk="none")
+    fuse_checkpoint(model, out, config, statistics=statistics, device=device)
     print(json.dumps([time.perf_counter() - started, time.process_time() - used]), flush=True)
 
 

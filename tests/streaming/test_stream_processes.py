@@ -21,28 +21,34 @@ from hf_mlp_fusion.fusion import calibrate_model
 from hf_mlp_fusion.modeling.loading import load_stock_model
 from hf_mlp_fusion.streaming import fuse_checkpoint
 
-CONFIG = FusionConfig(width=0.5, multiple_of=2, ntk="none")
 SCRIPT = """
 import shutil, sys
 import torch
 from pathlib import Path
 from hf_mlp_fusion import FusionConfig, FusionConfigError
 from hf_mlp_fusion.data import Processes
+from hf_mlp_fusion.fusion import Statistics
 from hf_mlp_fusion.streaming import checkpoint, fuse_checkpoint, work
 
+processes = Processes()
 clear = work._clear
 def kept(place):
     for path in place.glob("done*.jsonl"):
         shutil.copy(path, place.with_name(place.name + "." + path.name))
     clear(place)
 work._clear = kept
-config = FusionConfig(width=0.5, multiple_of=2, ntk="none")
+write = Statistics.write_course
+def noted(self, ffn, metric, course):
+    Path(sys.argv[1], f"course.{processes.number}.{ffn.name}").touch()
+    write(self, ffn, metric, course)
+Statistics.write_course = noted
 for name in sys.argv[2:]:
     place = Path(sys.argv[1]) / name
     statistics = place / "statistics"
     given = statistics if statistics.is_dir() else None
+    width = "auto:0.5" if name == "searched" else 0.5
+    config = FusionConfig(width=width, multiple_of=2, ntk="none")
     fuse_checkpoint(str(place / "stock"), place / "two", config, statistics=given, max_shard_size="10KB")
-processes = Processes()
 claim = processes.claimed(Path(sys.argv[1]) / "other", ("run.json",), "fusion", "another OUT")
 try:
     with claim:
@@ -53,7 +59,7 @@ except FusionConfigError as error:
 processes.wait()
 torch.distributed.destroy_process_group()
 """
-NAMES = ("gpt2", "mixtral", "stopped")
+NAMES = ("gpt2", "mixtral", "stopped", "searched")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ def places(tmp_path_factory):
         place = folder / name
         model = tiny_family_model(FAMILIES["mixtral"]) if name == "mixtral" else tiny_model("gpt2")
         model.save_pretrained(place / "stock", max_shard_size="15KB")
-        if name == "gpt2":
+        if name in ("gpt2", "searched"):
             calibrate_model(load_stock_model(str(place / "stock")), place / "statistics", batches(model, count=20))
     with pytest.MonkeyPatch.context() as patch:
         leave_after(patch, 2)
@@ -84,7 +90,8 @@ def places(tmp_path_factory):
 def fuse(place, out):
     given = place / "statistics"
     options = {"statistics": given if given.is_dir() else None, "max_shard_size": "10KB"}
-    return fuse_checkpoint(str(place / "stock"), place / out, CONFIG, **options)
+    config = FusionConfig(width="auto:0.5" if place.name == "searched" else 0.5, multiple_of=2, ntk="none")
+    return fuse_checkpoint(str(place / "stock"), place / out, config, **options)
 
 
 @pytest.mark.filterwarnings("ignore::hf_mlp_fusion.FusionWarning")
@@ -102,6 +109,14 @@ def test_each_did_a_part(places, name):
     assert first
     assert second
     assert not set(first) & set(second)
+
+
+def test_each_eliminated_the_units_of_some(places):
+    """For the search too, of which both have the result."""
+    first, second = ({path.name.split(".", 2)[2] for path in places.glob(f"course.{n}.*")} for n in (0, 1))
+    assert first
+    assert second
+    assert not first & second
 
 
 def test_a_refusal_reaches_all(places):

@@ -1,0 +1,101 @@
+"""Are FFNs better fused one after another, each on what those before it have become?
+
+    python tests/benchmarks/in_order.py MODEL TRAIN EVAL [--width 0.5] [--layers last:8] [--device cuda]
+
+Ways to take the moments that units are chosen and refitted by, in a language model whose layers add to what they are
+given: of the unfused model ("at once"); with all FFNs before it fused ("in order"); and so, but the output wanted is
+the one that makes the layer return what it returns in the unfused model ("put right"), or a share of the way there.
+The metric of the loss is that of the unfused model. Prints the perplexity of EVAL as a multiple of the unfused model's.
+FFNs keep their width here, and the units that are dropped give nothing.
+"""
+
+import argparse
+import copy
+
+import torch
+from healing import opened
+
+from hf_mlp_fusion import FusionConfig
+from hf_mlp_fusion.data import row_count
+from hf_mlp_fusion.fusion import plan_fusion
+from hf_mlp_fusion.fusion.loss_metric import loss_metrics
+from hf_mlp_fusion.measure import language_loss
+from hf_mlp_fusion.modeling.find import find_ffns
+from hf_mlp_fusion.tensors import RIDGE, MomentSums, eliminate, ridge_refit
+
+
+def returned(model, ffn, batch):
+    """What an FFN's down projection sees and gives, and what its layer returns, of the tokens that are no padding."""
+    seen = {}
+    layer = model.get_submodule(ffn.full_name.rpartition(".")[0])
+    hooks = list(ffn.watch(outputs=lambda hidden, output: seen.update(hidden=hidden, output=output)))
+    hooks.append(
+        layer.register_forward_hook(lambda _, inputs, out: seen.update(layer=out if torch.is_tensor(out) else out[0]))
+    )
+    with torch.no_grad():
+        model(**{name: batch[name] for name in ("input_ids", "attention_mask")})
+    for hook in hooks:
+        hook.remove()
+    real = batch["attention_mask"].bool()
+    return [seen[name][real] for name in ("hidden", "output", "layer")]
+
+
+def reduce_one(model, ffn, original, own, batches, width, factor, share):
+    """Drops the units of one FFN of `model`, and refits the others. `share` of the layer's error is put right."""
+    weights = ffn.read()
+    sums = MomentSums(centred=weights.down_bias is not None)
+    for batch in batches:
+        hidden, output, layer = returned(model, ffn, batch)
+        if share:
+            output = output + share * (returned(original, own, batch)[2] - layer)
+        sums.add(hidden, output)
+    moments = sums.moments()
+    kept = eliminate([moments], width, metrics=[factor])[0].kept(width)
+    down, bias = ridge_refit(
+        moments.of_units(kept), weights.down[:, kept].double(), ridge=max(RIDGE, 0.1 * width / moments.count)
+    )
+    padded = torch.zeros_like(weights.down)
+    padded[:, kept] = down.to(padded)
+    refitted = weights.with_down(padded, None if weights.down_bias is None else bias.to(padded))
+    with torch.no_grad():
+        ffn.write(ffn.tensors(refitted))
+
+
+def main() -> None:
+    """Prints a line a way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("texts")
+    parser.add_argument("eval")
+    parser.add_argument("--width", type=float, default=0.5)
+    parser.add_argument("--layers", default="all")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 1.0], help="of the error that is put right")
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--calibration", type=int, default=512, help="rows to calibrate on")
+    parser.add_argument("--blocks", type=int, default=96, help="rows to measure on")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    _, _, model, batches, held_out = opened(options)
+    todo = plan_fusion(model, FusionConfig(width=options.width, layers=options.layers)).widths
+    factors = loss_metrics(model, [ffn for ffn, _ in todo], batches, 0)
+    unfused = language_loss(model, held_out).perplexity
+    print(
+        f"{len(todo)} FFNs to {options.width} on {sum(map(row_count, batches))} rows; unfused {unfused:.2f}",
+        flush=True,
+    )
+    for name, share in (("at once", None), ("in order", 0.0), *((f"{s:g} put right", s) for s in options.shares)):
+        small = copy.deepcopy(model)
+        own = {ffn.name: ffn for ffn in find_ffns(small)}
+        read = copy.deepcopy(model) if share is None else small
+        for ffn, width in todo:
+            watched = next(item for item in find_ffns(read) if item.name == ffn.name)
+            reduce_one(read, watched, model, ffn, batches, width, factors[ffn.name], share)
+            if share is None:  # the one that is read stays as it was
+                own[ffn.name].write({name: tensor.clone() for name, tensor in watched.tensors(watched.read()).items()})
+                watched.write({name: tensor.clone() for name, tensor in ffn.tensors(ffn.read()).items()})
+        times = language_loss(small, held_out).perplexity / unfused
+        print(f"{name}: {times:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
