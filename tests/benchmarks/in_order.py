@@ -3,9 +3,10 @@
     python tests/benchmarks/in_order.py MODEL TRAIN EVAL [--width 0.5] [--layers last:8] [--device cuda]
 
 Ways to take the moments that units are chosen and refitted by, in a language model whose layers add to what they are
-given: of the unfused model ("at once"); with all FFNs before it fused ("in order"); and so, but the output wanted is
-the one that makes the layer return what it returns in the unfused model ("put right"), or a share of the way there.
-The metric of the loss is that of the unfused model. Prints the perplexity of EVAL as a multiple of the unfused model's.
+given. "at once": of the unfused model. "in order": with all FFNs before it fused. "own": so, but the output wanted is
+what the FFN gave in the unfused model. "layer": the output wanted is the one that makes the layer return what it
+returned in the unfused model. A share behind a colon ("layer:0.5") goes a part of the way from "in order" only. The
+metric of the loss is the unfused model's. Prints the perplexity of EVAL as a multiple of the unfused model's.
 FFNs keep their width here, and the units that are dropped give nothing.
 """
 
@@ -40,14 +41,16 @@ def returned(model, ffn, batch):
     return [seen[name][real] for name in ("hidden", "output", "layer")]
 
 
-def reduce_one(model, ffn, original, own, batches, width, factor, share):
-    """Drops the units of one FFN of `model`, and refits the others. `share` of the layer's error is put right."""
+def reduce_one(model, ffn, original, own, batches, width, factor, way):
+    """Drops the units of one FFN of `model`, and refits the others."""
     weights = ffn.read()
     sums = MomentSums(centred=weights.down_bias is not None)
+    kind, _, share = way.partition(":")
     for batch in batches:
         hidden, output, layer = returned(model, ffn, batch)
-        if share:
-            output = output + share * (returned(original, own, batch)[2] - layer)
+        if kind in ("own", "layer"):
+            _, own_output, own_layer = returned(original, own, batch)
+            output = output + float(share or 1) * (own_output - output if kind == "own" else own_layer - layer)
         sums.add(hidden, output)
     moments = sums.moments()
     kept = eliminate([moments], width, metrics=[factor])[0].kept(width)
@@ -69,7 +72,7 @@ def main() -> None:
     parser.add_argument("eval")
     parser.add_argument("--width", type=float, default=0.5)
     parser.add_argument("--layers", default="all")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 1.0], help="of the error that is put right")
+    parser.add_argument("--ways", nargs="+", default=["at once", "in order", "own", "layer:0.5", "layer"])
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--calibration", type=int, default=512, help="rows to calibrate on")
     parser.add_argument("--blocks", type=int, default=96, help="rows to measure on")
@@ -83,18 +86,17 @@ def main() -> None:
         f"{len(todo)} FFNs to {options.width} on {sum(map(row_count, batches))} rows; unfused {unfused:.2f}",
         flush=True,
     )
-    for name, share in (("at once", None), ("in order", 0.0), *((f"{s:g} put right", s) for s in options.shares)):
+    for way in options.ways:
         small = copy.deepcopy(model)
         own = {ffn.name: ffn for ffn in find_ffns(small)}
-        read = copy.deepcopy(model) if share is None else small
+        read = copy.deepcopy(model) if way == "at once" else small
         for ffn, width in todo:
             watched = next(item for item in find_ffns(read) if item.name == ffn.name)
-            reduce_one(read, watched, model, ffn, batches, width, factors[ffn.name], share)
-            if share is None:  # the one that is read stays as it was
+            reduce_one(read, watched, model, ffn, batches, width, factors[ffn.name], way)
+            if way == "at once":  # the one that is read stays as it was
                 own[ffn.name].write({name: tensor.clone() for name, tensor in watched.tensors(watched.read()).items()})
                 watched.write({name: tensor.clone() for name, tensor in ffn.tensors(ffn.read()).items()})
-        times = language_loss(small, held_out).perplexity / unfused
-        print(f"{name}: {times:.3f}", flush=True)
+        print(f"{way}: {language_loss(small, held_out).perplexity / unfused:.3f}", flush=True)
 
 
 if __name__ == "__main__":
