@@ -18,6 +18,7 @@ from rich.markup import escape
 from .. import __version__
 from ..errors import FusionError, FusionWarning, is_memory_shortage
 from . import bench, calibrate, card, compare, demo, export, families, fuse, inspect, push, report, tune
+from .options import check_alone
 from .piped import lines_where_piped
 
 __all__ = ["app", "main"]
@@ -28,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+_OF_SEVERAL = ("calibrate", "fuse")  # verbs that the processes of a launch may share
 _INTERRUPTED = 130  # the exit code, as shells have it
 _MAKE, _LOOK, _SHARE = "Make", "Look and measure", "Share"
 for verb, panel in (
@@ -55,11 +57,13 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _OF_SEVERAL:
+        check_alone(f"hf-mlp-fusion {context.invoked_subcommand}")
 
 
 def _show_warning(

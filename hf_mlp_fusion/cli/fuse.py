@@ -32,6 +32,7 @@ from .options import (
     StockModel,
     Targets,
     Texts,
+    check_alone,
     check_device,
     check_dtype,
     given_texts,
@@ -146,6 +147,8 @@ def fuse(
             "--stream never runs the model: make statistics of the texts first, with hf-mlp-fusion calibrate, and "
             "give --statistics FOLDER"
         )
+    if not stream:
+        check_alone("hf-mlp-fusion fuse without --stream")
     config.resolved(calibrated=bool(given))
     check_dtype(dtype)
     check_output_folder(out, overwrite=overwrite, source=model)

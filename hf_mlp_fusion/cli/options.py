@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +43,7 @@ __all__ = [
     "Targets",
     "Texts",
     "Width",
+    "check_alone",
     "check_device",
     "check_dtype",
     "check_one_source",
@@ -193,6 +195,23 @@ def parse_layers(text: str) -> str | list[int] | list[str]:
     if all(re.fullmatch(r"-?\d+", item) for item in items):
         return [int(item) for item in items]
     return items if len(items) > 1 else text
+
+
+def check_alone(what: str) -> None:
+    """Checks that something that processes do not share was not launched as several, which would write to one place.
+
+    Args:
+        what: What they would do.
+
+    Raises:
+        FusionConfigError: It was.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if count > 1:
+        raise FusionConfigError(
+            f"each of {count} processes would do all of `{what}`: start it without a launcher (calibrate and fuse "
+            "--stream are shared by processes)"
+        )
 
 
 def check_device(text: str) -> None:

@@ -307,3 +307,14 @@ def test_names_are_checked_before_a_model_is_loaded(cli, stock, tmp_path, monkey
     assert (code, "target must be one of 'hidden_states', 'ffn_outputs'" in err) == (1, True)
     code, _, err = cli("bench", "glue", stock, "--methods", "magic", "--tasks", "cola", "--out", tmp_path / "a.jsonl")
     assert (code, "there is no method 'magic'" in err) == (1, True)
+
+
+@pytest.mark.parametrize("verb", ["fuse", "tune", "export", "inspect"])
+def test_what_processes_do_not_share_is_refused_in_a_launch(verb, cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    code, _, err = cli(verb, "model", *([] if verb == "inspect" else [tmp_path / "out"]))
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "start it without a launcher" in err
+    assert not [*tmp_path.iterdir()]
