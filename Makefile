@@ -20,9 +20,9 @@ test-every: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m "every and not real"
 
 # The tests on really trained models: the small ones in HF_MLP_FUSION_TEST_MODELS or ../shared/models, and those that
-# `make models` has built.
+# `make models` has built. Notebooks go to whoever is free, and a file whose tests share a fused model stays together.
 test-real: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m real
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m real
 
 # The quick tests on the other Pythons there are.
 test-pythons:

@@ -21,6 +21,7 @@ from hf_mlp_fusion.modeling.find import find_ffns
 
 # Tiny tensors: threads would only wait for each other.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start, too: they share the cores
 # What hypothesis takes for slow is a busy machine.
 settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_machine")
