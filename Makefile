@@ -20,9 +20,9 @@ test-every: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m "every and not real"
 
 # The tests on really trained models: the small ones in HF_MLP_FUSION_TEST_MODELS or ../shared/models, and those that
-# `make models` has built. Notebooks go to whoever is free, and a file whose tests share a fused model stays together.
+# `make models` has built. Each goes to whoever is free, the slow notebooks too.
 test-real: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m real
+	$(BIN)/python -m pytest -n 2 --dist load -m real
 
 # The quick tests on the other Pythons there are.
 test-pythons:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from hf_mlp_fusion import FusionConfig, fuse_model
 
-pytestmark = pytest.mark.xdist_group("real")
 CASES = {
     "roberta-mini": ("AutoModelForMaskedLM", "last:8", 27_800_704, 20_713_600),
     "gpt2-mini": ("AutoModelForCausalLM", "last:8", 27_634_944, 20_547_840),

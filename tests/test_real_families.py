@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from hf_mlp_fusion.data import make_batches, read_texts
 from hf_mlp_fusion.measure import language_loss
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real families")]
+pytestmark = pytest.mark.real
 DATA = Path(__file__).parents[2] / "shared" / "data"
 LINE = "import hf_mlp_fusion; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
 
