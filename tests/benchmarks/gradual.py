@@ -6,10 +6,9 @@ Every stage fuses all FFNs to one width (a share of the original's), heals on th
 fused again; the steps are shared out evenly. Prints perplexities of EVAL as multiples of the unfused model's.
 """
 
-import argparse
 import tempfile
 
-from healing import opened
+from healing import inputs_parser, opened
 
 from hf_mlp_fusion import FusionConfig, fuse_model
 from hf_mlp_fusion.export import export_plain
@@ -20,17 +19,10 @@ from hf_mlp_fusion.training import tune_model
 
 def main() -> None:
     """Prints a line a way and seed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("texts")
-    parser.add_argument("eval")
+    parser = inputs_parser(__doc__)
     parser.add_argument("--stages", type=lambda text: [*map(float, text.split(","))], default=[0.5, 0.25])
     parser.add_argument("--steps", type=int, default=100, help="in all")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--calibration", type=int, default=512, help="rows to calibrate on")
-    parser.add_argument("--blocks", type=int, default=96, help="rows to measure on")
-    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     tokenizer, texts, model, calibration, held_out = opened(options)
     unfused = language_loss(model, held_out).perplexity

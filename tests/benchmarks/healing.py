@@ -30,6 +30,19 @@ from hf_mlp_fusion.training import tune_model
 RECIPE = ("clustering", "selection", "refit", "ntk", "targets")
 
 
+def inputs_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of what `opened` takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("texts", help="to calibrate and heal on")
+    parser.add_argument("eval", help="to measure on")
+    parser.add_argument("--length", type=int, default=128, help="tokens of all rows")
+    parser.add_argument("--calibration", type=int, default=512, help="rows to calibrate on")
+    parser.add_argument("--blocks", type=int, default=96, help="rows to measure on")
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
 def opened(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     """The tokenizer, texts to heal on, the model, rows to calibrate on, and rows held out; only errors are said."""
     warnings.simplefilter("ignore")
@@ -45,10 +58,8 @@ def opened(options: argparse.Namespace):  # type: ignore[no-untyped-def]
 
 def main() -> None:
     """Runs what is asked for and prints a row a run."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("texts", help="to calibrate and heal on")
-    parser.add_argument("eval", help="to measure on")
+    parser = inputs_parser(None)
+    parser.set_defaults(length=512, calibration=128, blocks=48)
     parser.add_argument("--width", default="0.5", help="separated by commas; auto:0.5 too")
     parser.add_argument("--layers", default="all")
     for name in RECIPE:
@@ -60,10 +71,6 @@ def main() -> None:
     parser.add_argument("--lr", default="2e-4")
     parser.add_argument("--batch-size", default="8")
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--length", type=int, default=512, help="tokens of all rows")
-    parser.add_argument("--calibration", type=int, default=128, help="rows to calibrate on")
-    parser.add_argument("--blocks", type=int, default=48, help="rows to measure on")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", help="a file to add a JSON line a run to")
     options = parser.parse_args()
     tokenizer, texts, model, calibration, held_out = opened(options)

@@ -12,11 +12,10 @@ multiple; of others the relative error of the last hidden state. FFNs keep their
 dropped give nothing.
 """
 
-import argparse
 import copy
 
 import torch
-from healing import opened
+from healing import inputs_parser, opened
 
 from hf_mlp_fusion import FusionConfig
 from hf_mlp_fusion.data import LANGUAGE_OBJECTIVES, objective_of
@@ -90,18 +89,11 @@ def reduce_one(model, ffn, original, own, batches, width, factor, way, post_norm
 
 def main() -> None:
     """Prints a line a way."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("texts")
-    parser.add_argument("eval")
+    parser = inputs_parser(__doc__)
     parser.add_argument("--width", type=float, default=0.5)
     parser.add_argument("--layers", default="all")
     parser.add_argument("--ways", nargs="+", default=["at once", "in order", "own", "layer:0.5", "layer"])
     parser.add_argument("--post-norm", action="store_true")
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--calibration", type=int, default=512, help="rows to calibrate on")
-    parser.add_argument("--blocks", type=int, default=96, help="rows to measure on")
-    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     _, _, model, batches, held_out = opened(options)
     todo = plan_fusion(model, FusionConfig(width=options.width, layers=options.layers)).widths
