@@ -4,8 +4,9 @@
         --forms unfused,P-matched,root,folded --tasks cola,stsb,mrpc --rates 5e-5,1e-4 --seeds 10
     python tests/benchmarks/many_runs_table.py OUT.jsonl
 
-DATA is a folder with `TASK/{train,validation}.parquet`; of SST-2 8,000 rows train. The last 8 FFNs go to a quarter,
-calibrated on 512 rows of the task. After a form may stand `+rows` (calibrated on as many rows as have 65,536 tokens),
+DATA is a folder with `TASK/{train,validation}.parquet`; of SST-2 at most 8,000 rows train. The last 8 FFNs go to a quarter,
+calibrated on 512 rows of the task; `--fused NAME=FOLDER` adds a form that was fused (and tuned) before, once for all
+tasks. After a form may stand `+rows` (calibrated on as many rows as have 65,536 tokens),
 `+auto` (widths searched for), `+loss` (in the metric of the loss), `+tuned` (on the original's hidden states for three
 epochs, before fine-tuning), and `/VARIANT` of training. Three epochs of 32 rows, and the rest as `hf-mlp-fusion bench
 glue` trains: AdamW, 6 % of the steps to the peak, clipped at 1. A tenth of the training rows is held out: the epoch,
@@ -141,11 +142,11 @@ def prepared(task: str, model: str, data: Path, device: str) -> dict[str, Rows]:
     return {name: Rows(part, task, tokenizer, device) for name, part in parts.items()}
 
 
-def unfused(task: str, options, seed: int = 0):  # type: ignore[no-untyped-def]
-    """The stock model with a new head."""
+def unfused(task: str, options, seed: int = 0, folder: str | None = None):  # type: ignore[no-untyped-def]
+    """The stock model, or what lies in a folder, with a new head."""
     torch.manual_seed(seed)
-    labels = 1 if task == "stsb" else 2
-    model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=labels, dtype=torch.float32)
+    sizes = {"num_labels": 1 if task == "stsb" else 2, "dtype": torch.float32}
+    model = AutoModelForSequenceClassification.from_pretrained(folder or options.model, **sizes)
     return model.to(options.device).eval()
 
 
@@ -244,13 +245,17 @@ def runs(options):  # type: ignore[no-untyped-def]
         for task in options.tasks:
             rows = prepared(task, options.model, options.data, options.device)["train"]
             model, tokenizer = unfused(task, options), AutoTokenizer.from_pretrained(options.model)
-            for form in options.forms:
+            for form in (*options.forms, *options.fused):
                 wanted = itertools.product(options.rates, options.seeds)
                 todo = [item for item in wanted if (task, form, *item) not in done]
                 if not todo or time.time() > end:
                     continue
                 folder = f"{work}/{task}-{form.replace('/', '-')}"
-                reduced(model, form.partition("/")[0], rows, tokenizer).save_pretrained(folder)
+                if form in options.fused:
+                    start = unfused(task, options, folder=options.fused[form])
+                else:
+                    start = reduced(model, form.partition("/")[0], rows, tokenizer)
+                start.save_pretrained(folder)
                 for rate, seed in todo:
                     job = (options, folder, task, form, rate, seed, end)
                     waiting.append(pool.apply_async(run, (job,), callback=note))
@@ -264,7 +269,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out")
     parser.add_argument("--model", default="real-models/all-mpnet-base-v2")
-    parser.add_argument("--forms", type=lambda text: text.split(","), default=["unfused", *FORMS])
+    parser.add_argument("--forms", type=lambda text: [*filter(None, text.split(","))], default=["unfused", *FORMS])
+    parser.add_argument("--fused", type=lambda text: text.split("=", 1), action="append", default=[])
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=["stsb", "cola", "mrpc"])
     parser.add_argument("--rates", type=lambda text: [*map(float, text.split(","))], default=[1e-4, 5e-5])
     parser.add_argument("--seeds", type=lambda text: list(range(int(text))), default=list(range(10)))
@@ -272,6 +278,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    options.fused = dict(options.fused)
     quiet()
     runs(options)
 
