@@ -4,14 +4,14 @@
         --forms unfused,P-matched,root,folded --tasks cola,stsb,mrpc --rates 5e-5,1e-4 --seeds 10
     python tests/benchmarks/many_runs_table.py OUT.jsonl
 
-DATA is a folder with `TASK/{train,validation}.parquet`; of SST-2 at most 8,000 rows train. The last 8 FFNs go to a quarter,
-calibrated on 512 rows of the task; `--fused NAME=FOLDER` adds a form that was fused (and tuned) before, once for all
-tasks. After a form may stand `+rows` (calibrated on as many rows as have 65,536 tokens),
-`+auto` (widths searched for), `+loss` (in the metric of the loss), `+tuned` (on the original's hidden states for three
-epochs, before fine-tuning), and `/VARIANT` of training. Three epochs of 32 rows, and the rest as `hf-mlp-fusion bench
-glue` trains: AdamW, 6 % of the steps to the peak, clipped at 1. A tenth of the training rows is held out: the epoch,
-and in the table of scores the rate, are chosen on it. Processes share the GPU, which one alone leaves idle most of the
-time. What is in OUT.jsonl already is not run again; no run begins after `--seconds`.
+DATA is a folder with `TASK/{train,validation}.parquet`; of SST-2 at most 8,000 rows train. The last 8 FFNs go to a
+quarter, calibrated on 512 rows of the task; `--fused NAME=FOLDER` adds a form that was fused (and tuned) before, once
+for all tasks. After a form may stand `+rows` (calibrated on as many rows as have 65,536 tokens), `+auto` (widths
+searched for), `+loss` (in the metric of the loss), `+tuned` (on the original's hidden states for three epochs, before
+fine-tuning), and `/VARIANT` of training. Three epochs of 32 rows, and the rest as `hf-mlp-fusion bench glue` trains:
+AdamW, 6 % of the steps to the peak, clipped at 1. A tenth of the training rows is held out: the epoch, and in the
+table of scores the rate, are chosen on it. Processes share the GPU, which one alone leaves idle most of the time. What
+is in OUT.jsonl already is not run again; no run begins after `--seconds`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Writes sentences of five data sets to calibrate, heal and measure on: python tests/benchmarks/mixed_texts.py DATA OUT
+"""Sentences of five data sets to calibrate, heal and measure on: python tests/benchmarks/mixed_texts.py DATA OUT
 
-OUT/train.txt has those of the training splits of SST-2, CoLA, MRPC, STS-B and WebNLG (its references), OUT/eval.txt those
-of the validation splits that are not among them; shuffled, each once. DATA has `TASK/{train,validation}.parquet`.
+OUT/train.txt has those of the training splits of SST-2, CoLA, MRPC, STS-B and WebNLG (its references), OUT/eval.txt
+those of the validation splits that are not among them; shuffled, each once. DATA has
+`TASK/{train,validation}.parquet`.
 """
 
 import random
