@@ -5,7 +5,7 @@
 Measures on one thread, in seconds of CPU: Ward and `eliminate` on random FFNs of four widths (gated, four units to a
 number of the hidden state), and on 1 to 8 FFNs of one width. Draws them with the slopes of straight lines through
 them, fits constants (for Ward of I² f and I², f numbers a unit; for elimination of I³ and I² d), says what they give
-for the largest FFN that was run, and prints the plan of docs/scale.md.
+for FFNs that were run, and prints the plan of docs/scale.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def operations(units: int, hidden: int) -> float:
     return 3.0 * units**3 + 4.0 * units**2 * hidden
 
 
-GPU_SECONDS = 6.6 / operations(14336, 4096)  # an H100's elimination, docs/quality.md
+# Eliminations on an H100 (docs/quality.md): FFNs, units, hidden size, units kept, FFNs at once, and seconds.
+ON_GPU = ((1, 14336, 4096, 3584, 1, 6.6), (12, 3072, 768, 768, 7, 1.8), (30, 1536, 576, 768, 28, 1.1))
+FEWEST = 64  # units that an elimination on statistics goes down to
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,15 @@ def fit(found: dict[int, float], *terms: Callable[[float], float]) -> np.ndarray
     return nnls(rows, np.ones(len(rows)))[0]
 
 
+def gpu_constants() -> np.ndarray:
+    """Seconds of a drop, which is some small kernels whatever the width, and of an operation, on an H100."""
+    rows = [
+        [-(-count // at_once) * (units - kept) / seconds, count * operations(units, hidden) / seconds]
+        for count, units, hidden, kept, at_once, seconds in ON_GPU
+    ]
+    return nnls(np.array(rows), np.ones(len(rows)))[0]
+
+
 def main() -> None:
     """Measures, draws, fits, plans."""
     parser = argparse.ArgumentParser()
@@ -156,8 +167,12 @@ def main() -> None:
     def drop_seconds(units: int, hidden: int) -> float:
         return float(drops[0]) * operations(units, hidden)
 
-    print("constants: Ward", wards, "elimination", drops)
+    def gpu_seconds(units: int, hidden: int) -> float:
+        return float(gpu_constants() @ [units - FEWEST, operations(units, hidden)])
+
+    print("constants: Ward", wards, "elimination", drops, "on an H100", gpu_constants())
     print(f"14,336 × 4,096: Ward {ward_seconds(14336, 4096):.0f} s, elimination {drop_seconds(14336, 4096):.0f} s")
+    print(f"8,192 × 3,072 on an H100: elimination {gpu_seconds(8192, 3072):.1f} s")
     print("\n| model | | without data | on statistics |\n| --- | --- | ---: | ---: |")
     for model in MODELS:
         units, hidden = model.units, model.hidden
@@ -170,7 +185,7 @@ def main() -> None:
         plain = 1.5e9 + read + work[False]
         known = 1.5e9 + max(read, stack + moments + work[True])
         hours = [model.ffns * seconds(units, hidden) / 3600 for seconds in (ward_seconds, drop_seconds)]
-        gpu = model.ffns * GPU_SECONDS * operations(units, hidden) / 3600
+        gpu = model.ffns * gpu_seconds(units, hidden) / 3600
         print(f"| {model.name} | memory, a process | {plain / 1e9:.0f} GB | {known / 1e9:.0f} GB |")
         disk = f"{(stored + result) / 1e12:.2f} TB"
         print(f"| | disk: model and result; statistics | {disk} | + {model.ffns * moments / 1e12:.2f} TB |")
