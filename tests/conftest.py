@@ -9,6 +9,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub reads it: tests never use the network
 os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)  # likewise: what bars show is tested
+# Before MKL reads it: on some processors it adds up in an order that goes by where in memory a matrix lies, and even a
+# stock model that was loaded again differs in the last bits.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 import pytest
 import torch

@@ -154,16 +154,19 @@ def test_where_nothing_was_lost_nothing_moves(kind, tmp_path):
     fused = fuse_model(model, FusionConfig(width=1.0, targets="all"))
     before = state_of(fused)
     trainer = make_trainer(model, fused, tmp_path, "logits", max_steps=3)
-    batch = with_decoder_inputs(model, collate(tuning_rows(model)[:5]))
-    same = all(torch.equal(a, b) for a, b in zip(logits(model, batch), logits(fused, batch), strict=True))
+    same = True
+    for batch in trainer.get_train_dataloader():
+        batch = with_decoder_inputs(model, batch)
+        with torch.no_grad():  # as the teacher runs: some processors multiply otherwise where gradients are kept
+            wanted = logits(model, batch)
+        same &= all(torch.equal(a, b) for a, b in zip(wanted, logits(fused, batch), strict=True))
     loss = trainer.train().training_loss
-    assert loss < 1e-9
+    assert abs(loss) < 1e-7
     if same:
         assert loss == 0
         assert all(torch.equal(tensor, before[name]) for name, tensor in fused.state_dict().items())
 
 
-@torch.no_grad()
 def logits(model, batch):
     outputs = model.eval()(**{name: tensor for name, tensor in batch.items() if name != "labels"})
     return [tensor for name, tensor in outputs.items() if name.endswith("logits")]
