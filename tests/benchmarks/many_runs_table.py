@@ -38,17 +38,21 @@ def table(lines: list[dict]) -> None:  # type: ignore[type-arg]
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
         figures = f"{statistics.mean(scores):.2f} ± {spread:.2f} | {min(scores):.1f} | {fallen}"
         print(f"| {task} | {rate:g} | {form} | {figures} | {gap} | {len(own)} |")
-    print("\n| form | " + " | ".join(sorted({line["task"] for line in lines})) + " | mean | of unfused |")
+    print(
+        "\n| form | " + " | ".join(sorted({line["task"] for line in lines})) + " | mean | of unfused | task by task |"
+    )
     chosen: dict[str, dict[str, float]] = defaultdict(dict)
     for task, form in dict.fromkeys((line["task"], line["form"]) for line in lines):
         groups = [own for (known, other, _), own in kept.items() if (known, other) == (task, form)]
         top = max(groups, key=lambda own: statistics.mean(max(line["held"]) for line in own))
         chosen[form][task] = statistics.mean(map(best, top))
     for form, scores in chosen.items():
-        whole = [
-            scores[task] / chosen["unfused"][task] for task in scores if chosen.get("unfused", {}).get(task, 0.0) > 0
-        ]
-        share = f"{100 * statistics.mean(whole):.1f} %" if whole else ""
+        peer = {task: chosen["unfused"][task] for task in scores if chosen.get("unfused", {}).get(task, 0.0) > 0}
+        share = " | "
+        if peer:
+            whole = sum(scores[task] for task in peer) / sum(peer.values())
+            each = statistics.mean(scores[task] / peer[task] for task in peer)
+            share = f"{100 * whole:.1f} % | {100 * each:.1f} %"
         cells = " | ".join(f"{scores[task]:.2f}" if task in scores else "" for task in sorted({t for t, *_ in kept}))
         print(f"| {form} | {cells} | {statistics.mean(scores.values()):.2f} | {share} |")
 
