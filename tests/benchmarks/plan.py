@@ -190,7 +190,7 @@ def main() -> None:
         print(f"| | disk: model and result; statistics | {disk} | + {model.ffns * moments / 1e12:.2f} TB |")
         print(f"| | hours of {CORES} cores, a process each | {hours[0] / CORES:.1f} | {hours[1] / CORES:.1f} |")
         print(f"| | dollars | {hours[0] * CPU_DOLLARS:.0f} | {hours[1] * CPU_DOLLARS:.0f} |")
-        print(f"| | hours of one H100, dollars | | {gpu:.1f}, {gpu * GPU_DOLLARS:.0f} |")
+        print(f"| | hours of one H100 for the elimination, dollars | | {gpu:.1f}, {gpu * GPU_DOLLARS:.0f} |")
 
 
 if __name__ == "__main__":
